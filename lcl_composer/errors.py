@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class LCLError(Exception):
     """A problem the user can mend; the message says what, where and what to do."""
@@ -13,3 +16,12 @@ class ConfigError(LCLError):
 
 class DataError(LCLError):
     """Data that is absent, cannot be read, or is bad in more than the allowed share."""
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown word: the nearest known one, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "nothing is allowed here"

@@ -1,0 +1,214 @@
+"""Components by name: what may stand behind ``name:`` in a YAML, and how its parameters are checked.
+
+A table holds ``name -> "module:attribute"`` and imports the module when the component is used, so that
+listing names costs nothing. A component's parameters are those of its constructor: they are declared
+there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from lcl_composer.dropins import DropIns
+from lcl_composer.errors import ConfigError, did_you_mean
+from lcl_composer.signatures import check_value, convert, own_parameters
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a component: ``key`` is the parameter ("" for the component as a whole)."""
+
+    key: str
+    message: str
+
+
+class Registry(Generic[T]):
+    """The components of one kind.
+
+    Args:
+        kind: What an entry is called in messages, such as ``"encoder"``.
+        entries: Name to ``"module:attribute"``.
+        dropins: A top-level package whose module ``<name>.py`` is imported for a name in no table.
+        injected: Constructor parameters that the program sets itself and a YAML must not.
+    """
+
+    def __init__(
+        self, kind: str, entries: dict[str, str], dropins: str | None = None, injected: tuple[str, ...] = ()
+    ) -> None:
+        self.kind = kind
+        self.entries = entries
+        self.dropins = DropIns(dropins, kind) if dropins else None
+        self.injected = frozenset(injected)
+
+    def names(self) -> list[str]:
+        """Return every known name, drop-ins included, sorted; imports nothing."""
+        return sorted({*self.entries, *(self.dropins.names() if self.dropins else ())})
+
+    def get(self, name: str) -> Callable[..., T]:
+        """Import and return the component.
+
+        Raises:
+            ConfigError: The name is unknown or stands for two things, or its module cannot be imported.
+        """
+        file = self.dropins.find(name) if self.dropins else None
+        if name in self.entries:
+            if file:
+                raise ConfigError(
+                    f"{file}: the name {name!r} already is a {self.kind} of LCL-Composer; rename the file"
+                )
+            return self._load(name)
+        if self.dropins and file:
+            return self.dropins.load(name)
+        raise ConfigError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())}")
+
+    def _load(self, name: str) -> Callable[..., T]:
+        module, attribute = self.entries[name].split(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            raise ConfigError(f"{self.kind} {name!r} cannot be imported from {module}: {error}") from error
+
+    def parameters(self, name: str) -> dict[str, inspect.Parameter]:
+        """Return the constructor's parameters that a YAML may set, in order."""
+        own = own_parameters(self.get(name))
+        return {key: parameter for key, parameter in own.items() if key not in self.injected}
+
+    def describe(self, name: str) -> str:
+        """Return the first line of the component's docstring."""
+        return (inspect.getdoc(self.get(name)) or "").strip().split("\n")[0]
+
+    def problems(self, spec: Mapping[str, Any]) -> list[Problem]:
+        """Check ``{"name": ..., **parameters}`` against the constructor: unknown, missing, wrong type."""
+        try:
+            component = self.get(str(spec.get("name")))
+            allowed = self.parameters(str(spec.get("name")))
+        except ConfigError as error:
+            return [Problem("name", str(error))]
+        label = f"{self.kind} {spec['name']!r}"
+        found = []
+        for key, value in spec.items():
+            if key in self.injected:
+                found.append(Problem(key, f"is set by the program for every {self.kind}; remove it"))
+            elif key != "name" and key not in allowed:
+                found.append(Problem(key, f"unknown parameter of {label}; {did_you_mean(key, allowed)}"))
+            elif key != "name" and (complaint := check_value(component, allowed[key], value)):
+                found.append(Problem(key, f"{label} {complaint}"))
+        missing = [k for k, p in allowed.items() if p.default is inspect.Parameter.empty and k not in spec]
+        return found + [Problem(key, f"missing; {label} needs it") for key in missing]
+
+    def build(self, spec: Mapping[str, Any], **injected: Any) -> T:
+        """Construct ``{"name": ..., **parameters}``.
+
+        Args:
+            spec: As in the YAML.
+            injected: Values on offer from the program. The constructor gets those it has a parameter
+                for; the YAML's own value wins, except over a parameter that is the program's alone.
+
+        Raises:
+            ConfigError: A parameter is unknown, missing or of the wrong type, or the constructor
+                refuses a value or lacks a package.
+        """
+        if found := self.problems(spec):
+            raise ConfigError("; ".join(f"{p.key}: {p.message}" for p in found))
+        component = self.get(spec["name"])
+        own = own_parameters(component)
+        values = {key: value for key, value in injected.items() if key in own}
+        values |= {key: convert(component, own[key], v) for key, v in spec.items() if key != "name"}
+        try:
+            return component(**values)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{self.kind} {spec['name']!r}: {error}") from error
+
+
+encoders: Registry[Any] = Registry(
+    "encoder",
+    {
+        "timm": "lcl_composer.models.encoder:TimmEncoder",
+        "transformers": "lcl_composer.models.encoder:TransformersEncoder",
+    },
+)
+poolers: Registry[Any] = Registry(
+    "pooler", {"attentive": "lcl_composer.models.pooler:AttentivePooler"}, injected=("width", "embed_dim")
+)
+language_models: Registry[Any] = Registry(
+    "language model",
+    {"transformers": "lcl_composer.models.language_model:TransformersLM"},
+    injected=("vocab_size",),
+)
+tokenizers: Registry[Any] = Registry(
+    "tokenizer",
+    {"clip": "lcl_composer.data.tokenizer:CLIPTokenizer", "bpe": "lcl_composer.data.tokenizer:BPETokenizer"},
+)
+optimizers: Registry[Any] = Registry(
+    "optimizer",
+    {
+        "adam": "torch.optim:Adam",
+        "adamw": "torch.optim:AdamW",
+        "decoupled_adamw": "composer.optim:DecoupledAdamW",
+        "sgd": "torch.optim:SGD",
+    },
+    injected=("params",),
+)
+schedulers: Registry[Any] = Registry(
+    "scheduler",
+    {
+        "constant": "composer.optim:ConstantScheduler",
+        "constant_with_warmup": "composer.optim:ConstantWithWarmupScheduler",
+        "cosine": "composer.optim:CosineAnnealingScheduler",
+        "cosine_with_warmup": "composer.optim:CosineAnnealingWithWarmupScheduler",
+        "linear": "composer.optim:LinearScheduler",
+        "linear_with_warmup": "composer.optim:LinearWithWarmupScheduler",
+        "polynomial_with_warmup": "composer.optim:PolynomialWithWarmupScheduler",
+    },
+)
+algorithms: Registry[Any] = Registry(
+    "algorithm",
+    {
+        "gradient_clipping": "composer.algorithms:GradientClipping",
+        "layer_freezing": "composer.algorithms:LayerFreezing",
+        "low_precision_layernorm": "composer.algorithms:LowPrecisionLayerNorm",
+    },
+)
+callbacks: Registry[Any] = Registry(
+    "callback",
+    {
+        "activation_monitor": "composer.callbacks:ActivationMonitor",
+        "early_stopper": "composer.callbacks:EarlyStopper",
+        "lr_monitor": "composer.callbacks:LRMonitor",
+        "memory_monitor": "composer.callbacks:MemoryMonitor",
+        "memory_snapshot": "composer.callbacks:MemorySnapshot",
+        "nan_monitor": "composer.callbacks:NaNMonitor",
+        "oom_observer": "composer.callbacks:OOMObserver",
+        "optimizer_monitor": "composer.callbacks:OptimizerMonitor",
+        "runtime_estimator": "composer.callbacks:RuntimeEstimator",
+        "speed_monitor": "composer.callbacks:SpeedMonitor",
+        "system_metrics_monitor": "composer.callbacks:SystemMetricsMonitor",
+        "threshold_stopper": "composer.callbacks:ThresholdStopper",
+    },
+    dropins="callbacks",
+)
+loggers: Registry[Any] = Registry(
+    "logger",
+    {
+        "file": "composer.loggers:FileLogger",
+        "mlflow": "composer.loggers:MLFlowLogger",
+        "tensorboard": "composer.loggers:TensorboardLogger",
+        "wandb": "composer.loggers:WandBLogger",
+    },
+)
+generators: Registry[Any] = Registry(
+    "data generator", {"shapes": "lcl_composer.data.synthetic:ShapesGenerator"}
+)
+converters: Registry[Any] = Registry(
+    "converter",
+    {
+        "html": "lcl_composer.data.convert.html:convert_html",
+        "captions": "lcl_composer.data.convert.captions:convert_captions",
+    },
+)
