@@ -1,0 +1,217 @@
+"""Token layout: where text and images of a document stand, and which positions the losses see.
+
+The layout is that of the code released with LCL (arXiv 2406.07543, section 3.3). An image is
+``<start_of_img>``, k ``<img_placehold>`` slots and ``<end_of_img>``; ``<start_of_text>`` opens a document
+that begins with text, ``<end_of_text>`` closes one that ends with text. What no loss can see is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lcl_composer.data.batch import IGNORE
+from lcl_composer.data.document import Document, Segment, Text
+from lcl_composer.data.tokenizer import Tokenizer, structural_ids
+from lcl_composer.errors import ConfigError
+
+#: ``<start_of_text>``, ``<end_of_text>``, ``<start_of_img>``, ``<end_of_img>`` of a pair.
+_PAIR_SPECIALS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRules:
+    """How documents become tokens.
+
+    Attributes:
+        tokens_per_image: Image slots k, the number of patch tokens of an image.
+        max_tokens: Longest token sequence of a document (the LM's context).
+        image_first_probability: Chance that a floating image goes before its text.
+        min_context_tokens: An image with fewer text tokens before it takes no part in L_con.
+
+    Raises:
+        ConfigError: If the context cannot hold one image and one text token, or a value is out of range.
+    """
+
+    tokens_per_image: int
+    max_tokens: int
+    image_first_probability: float = 0.5
+    min_context_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        least = self.tokens_per_image + _PAIR_SPECIALS + 1
+        if self.tokens_per_image < 1 or self.max_tokens < least:
+            raise ConfigError(
+                f"data.max_tokens = {self.max_tokens} cannot hold one image of {self.tokens_per_image} tokens "
+                f"and a text; set it to at least {least} or use larger patches"
+            )
+        if not 0.0 <= self.image_first_probability <= 1.0:
+            raise ConfigError(
+                f"data.image_first_probability = {self.image_first_probability} is not between 0 and 1"
+            )
+        if self.min_context_tokens < 0:
+            raise ConfigError(f"data.min_context_tokens = {self.min_context_tokens} is negative")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """A document as the language model gets it.
+
+    Attributes:
+        tokens: LM inputs up to the last position that a loss sees, int64 [T].
+        targets: The token that each position predicts, or IGNORE, int64 [T].
+        images: Index into ``document.images`` of the images to encode, in the order of ``tokens``, int64 [I].
+        image_starts: Position of each image's first slot, -1 if its slots do not run through the LM, int64 [I].
+        anchors: Position of each image's ``<start_of_img>``, -1 if it takes no part in L_con, int64 [I].
+        cut_tokens: Text tokens left out because the document is longer than the context.
+        cut_images: Images left out for the same reason.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    images: np.ndarray
+    image_starts: np.ndarray
+    anchors: np.ndarray
+    cut_tokens: int
+    cut_images: int
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """Tokens of a document while it is laid out, before dead work is cut."""
+
+    rules: LayoutRules
+    tokens: list[int] = field(default_factory=list)
+    predicted: list[bool] = field(default_factory=list)  # may be a generation target
+    starts: list[tuple[int, int, bool]] = field(default_factory=list)  # image, its <start_of_img>, anchored
+    text_tokens: int = 0
+    cut_tokens: int = 0
+    cut_images: int = 0
+
+    @property
+    def is_cut(self) -> bool:
+        return self.cut_tokens > 0 or self.cut_images > 0
+
+    @property
+    def room(self) -> int:
+        return 0 if self.is_cut else self.rules.max_tokens - len(self.tokens)
+
+    def add(self, ids: Iterable[int], predicted: bool) -> None:
+        before = len(self.tokens)
+        self.tokens.extend(ids)
+        self.predicted.extend([predicted] * (len(self.tokens) - before))
+
+    def add_text(self, ids: list[int]) -> None:
+        kept = ids[: self.room]
+        self.add(kept, True)
+        self.text_tokens += len(kept)
+        self.cut_tokens += len(ids) - len(kept)
+
+    def add_image(self, index: int, tokenizer: Tokenizer) -> None:
+        if self.room < self.rules.tokens_per_image + 2:
+            self.cut_images += 1
+            return
+        position = len(self.tokens)
+        # As in the released code an image that opens the document has no context and is never anchored.
+        anchored = position > 0 and self.text_tokens >= self.rules.min_context_tokens
+        self.starts.append((index, position, anchored))
+        self.add([tokenizer.start_of_image], True)
+        self.add([tokenizer.image_placeholder] * self.rules.tokens_per_image, False)
+        self.add([tokenizer.end_of_image], False)
+
+
+def lay_out(
+    document: Document, tokenizer: Tokenizer, rules: LayoutRules, rng: np.random.Generator
+) -> TokenLayout:
+    """Lay out a document's tokens, targets, images and anchors.
+
+    Cut at ``rules.max_tokens``: a text may be cut anywhere, an image that does not fit ends the document.
+    Of a pair (one image, one text) the text is shortened first, so that the image always stays.
+
+    Args:
+        document: The document.
+        tokenizer: Encodes the texts; structural tokens spelled out in a text are dropped.
+        rules: How to lay out.
+        rng: Draws the side of each floating image, one number each.
+
+    Returns:
+        The layout. It is empty (T = 0, I = 0) when no loss can see anything of the document.
+    """
+    pieces = _encode(_place_floating(document, rules.image_first_probability, rng), tokenizer)
+    sequence = _Sequence(rules)
+    shortened = _shorten_pair(pieces, rules)
+    if pieces and isinstance(pieces[0], list):
+        sequence.add([tokenizer.start_of_text], False)
+    for piece in pieces:
+        if isinstance(piece, list):
+            sequence.add_text(piece)
+        else:
+            sequence.add_image(piece, tokenizer)
+    if pieces and isinstance(pieces[-1], list) and sequence.room > 0:
+        sequence.add([tokenizer.end_of_text], True)
+    sequence.cut_tokens += shortened
+    return _cut_dead_work(sequence)
+
+
+def _place_floating(
+    document: Document, image_first_probability: float, rng: np.random.Generator
+) -> list[tuple[int, Segment]]:
+    """Return ``(image index or -1, segment)`` with each floating image before or after its text."""
+    placed: list[tuple[int, Segment]] = []
+    after: list[tuple[int, Segment]] = []
+    last_text = max((i for i, s in enumerate(document.segments) if isinstance(s, Text)), default=-1)
+    image = 0
+    for i, segment in enumerate(document.segments):
+        if isinstance(segment, Text):
+            placed += [(-1, segment), *after]
+            after = []
+            continue
+        # A floating image with no text behind it has nothing to float around.
+        moves = segment.floats and i < last_text and rng.random() >= image_first_probability
+        (after if moves else placed).append((image, segment))
+        image += 1
+    return placed
+
+
+def _encode(placed: list[tuple[int, Segment]], tokenizer: Tokenizer) -> list[list[int] | int]:
+    """Return token ids for each text that has any, the image index for each image."""
+    structural = structural_ids(tokenizer)
+    pieces: list[list[int] | int] = []
+    for image, segment in placed:
+        if not isinstance(segment, Text):
+            pieces.append(image)
+        elif ids := [i for i in tokenizer.encode(segment.text) if i not in structural]:
+            pieces.append(ids)
+    return pieces
+
+
+def _shorten_pair(pieces: list[list[int] | int], rules: LayoutRules) -> int:
+    """Shorten the text of a pair in place so that its image fits; return the number of tokens cut."""
+    if len(pieces) != 2 or isinstance(pieces[0], list) == isinstance(pieces[1], list):
+        return 0
+    text = next(piece for piece in pieces if isinstance(piece, list))
+    surplus = max(0, len(text) - (rules.max_tokens - rules.tokens_per_image - _PAIR_SPECIALS))
+    del text[len(text) - surplus :]
+    return surplus
+
+
+def _cut_dead_work(sequence: _Sequence) -> TokenLayout:
+    """End the LM input at the last position with a target or an anchor, and drop images that feed no loss."""
+    tokens = np.array(sequence.tokens, dtype=np.int64)
+    targets = np.full(len(tokens), IGNORE, dtype=np.int64)
+    targets[:-1] = np.where(sequence.predicted[1:], tokens[1:], IGNORE)
+    last = max(
+        [-1, *np.flatnonzero(targets != IGNORE)[-1:], *(p for _, p, anchored in sequence.starts if anchored)]
+    )
+    kept = [s for s in sequence.starts if s[2] or s[1] < last]
+    return TokenLayout(
+        tokens=tokens[: last + 1],
+        targets=targets[: last + 1],
+        images=np.array([image for image, _, _ in kept], dtype=np.int64),
+        image_starts=np.array([p + 1 if p < last else -1 for _, p, _ in kept], dtype=np.int64),
+        anchors=np.array([p if anchored else -1 for _, p, anchored in kept], dtype=np.int64),
+        cut_tokens=sequence.cut_tokens,
+        cut_images=sequence.cut_images,
+    )
