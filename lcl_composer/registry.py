@@ -212,3 +212,4 @@ converters: Registry[Any] = Registry(
         "captions": "lcl_composer.data.convert.captions:convert_captions",
     },
 )
+evaluators: Registry[Any] = Registry("evaluator", {})

@@ -6,18 +6,17 @@ and lists, tuples, mappings and unions of them); a parameter without such an ann
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 _SCALARS = (bool, int, float, str, type(None), Path, Any)
-_CONTAINERS = (list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping, collections.abc.Iterable)
+_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, Sequence, Mapping, Iterable)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -64,7 +63,8 @@ def _validate(annotation: Any, value: Any) -> Any:
 
 def _plain(annotation: Any) -> Any:
     annotation = type(None) if annotation is None else annotation
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin: Any = get_origin(annotation)
+    arguments = get_args(annotation)
     if annotation in _SCALARS or annotation in _CONTAINERS or origin is Literal:
         return annotation
     if origin in (Union, types.UnionType):

@@ -1,0 +1,55 @@
+"""Relations between settings: what each key allows but the run as a whole does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lcl_composer.config.schema import RunConfig
+from lcl_composer.config.yaml_file import Key
+from lcl_composer.errors import ConfigError
+
+
+def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Yield the key and the message of every relation that does not hold."""
+    if run.device_train_microbatch_size == "auto" and run.loss.contrastive_weight > 0:
+        yield (
+            ("device_train_microbatch_size",),
+            "auto would change the number of negatives during the run; set a number (or null for the whole "
+            "batch), or loss.contrastive_weight to 0",
+        )
+    if run.loss.contrastive_weight == 0 and run.loss.generation_weight == 0:
+        yield ("loss",), "both weights are 0; nothing would be trained"
+    if run.loss.logit_scale_init > run.loss.logit_scale_max:
+        yield ("loss", "logit_scale_init"), f"is above logit_scale_max, {run.loss.logit_scale_max}"
+    image_size = run.model.encoder.spec().get("image_size", run.data.image_size)
+    if image_size != run.data.image_size:
+        yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
+    positions = run.model.language_model.spec().get("max_position_embeddings", run.data.max_tokens)
+    if positions < run.data.max_tokens:
+        yield (
+            ("data", "max_tokens"),
+            f"is {run.data.max_tokens}, beyond the language model's {positions} positions; lower it or raise "
+            "model.language_model.max_position_embeddings",
+        )
+
+
+def check_batch_divides(config: RunConfig, world_size: int) -> None:
+    """Check that the ranks share the global batch evenly.
+
+    Raises:
+        ConfigError: They do not; names the nearest sizes that work.
+    """
+    size = config.global_train_batch_size
+    if size % world_size:
+        below, above = size - size % world_size, size - size % world_size + world_size
+        choice = f"{below} or {above}" if below else str(above)
+        raise ConfigError(
+            f"global_train_batch_size: {size} documents do not divide over {world_size} ranks; use {choice}"
+        )
+
+
+def effective_negatives(config: RunConfig, world_size: int) -> int:
+    """Return the documents whose images L_con sets against one another: the microbatches of all ranks."""
+    micro = config.device_train_microbatch_size
+    per_rank = config.global_train_batch_size // world_size
+    return world_size * (min(micro, per_rank) if isinstance(micro, int) else per_rank)

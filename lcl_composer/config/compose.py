@@ -1,0 +1,135 @@
+"""Compose a run's settings from YAML files and ``a.b=c`` overrides.
+
+A file's ``extends`` come first, left to right, then its own keys, then the overrides. Mappings merge,
+lists replace, ``null`` removes. ``${a.b}`` and ``${oc.env:NAME}`` are resolved at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lcl_composer.config.diagnose import ConfigProblem, validate
+from lcl_composer.config.layers import Layers
+from lcl_composer.config.schema import RunConfig
+from lcl_composer.config.yaml_file import Key, YamlFile, read_yaml, shown
+from lcl_composer.errors import ConfigError
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class ComposedConfig:
+    """A checked configuration and where each of its values comes from.
+
+    ``sources`` maps a dotted key to ``"file:line"`` or ``"command line"``; a key that is not in it has
+    its default.
+    """
+
+    run: RunConfig
+    sources: dict[str, str]
+
+    def source(self, key: str) -> str:
+        """Return the source of a dotted key, or of the nearest one above it, or ``"default"``."""
+        while key and key not in self.sources:
+            key = key.rpartition(".")[0]
+        return self.sources.get(key, DEFAULT)
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration with all defaults; composing it gives the same RunConfig."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.run.model_dump(mode="json")))
+
+
+def compose(path: Path, overrides: Sequence[str] = ()) -> ComposedConfig:
+    """Read, merge, resolve and check.
+
+    Args:
+        path: The experiment's YAML.
+        overrides: ``a.b=c`` each; the value is read as YAML.
+
+    Raises:
+        ConfigError: Names every problem at once, each with its source, its key and what to do.
+    """
+    layers = Layers()
+    for file in _files(Path(path), ()):
+        layers.add({k: v for k, v in file.content.items() if k != "extends"}, file.where)
+    for override in overrides:
+        layers.add(_parse_override(override), lambda key: COMMAND_LINE)
+    values, problems = _resolve(layers)
+    run = validate(values, layers, problems, shown(Path(path)))
+    return ComposedConfig(run, {".".join(key): source for key, source in layers.sources.items()})
+
+
+def _files(path: Path, chain: tuple[Path, ...]) -> Iterator[YamlFile]:
+    """Yield the files a file extends, depth first, then the file."""
+    real = path.resolve()
+    if real in chain:
+        cycle = " -> ".join(shown(p) for p in (*chain[chain.index(real) :], real))
+        raise ConfigError(f"{shown(chain[-1])}: extends: the files extend one another: {cycle}")
+    file = read_yaml(path)
+    parents = file.content.get("extends", [])
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{file.where(('extends',))}: extends: must be a list of files, got {parents!r}")
+    for index, parent in enumerate(parents):
+        if not (path.parent / parent).is_file():
+            where = file.where(("extends", str(index)))
+            raise ConfigError(f"{where}: extends: no file {shown(path.parent / parent)}")
+        yield from _files(path.parent / parent, (*chain, real))
+    yield file
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, _ = override.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise ConfigError(
+            f"{COMMAND_LINE}: {override!r} is no override; write a.b=value, or a.b=null to remove"
+        )
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{COMMAND_LINE}: {override!r} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    return content
+
+
+def _resolve(layers: Layers) -> tuple[dict[str, Any], list[ConfigProblem]]:
+    """Resolve interpolations; those that fail are left as they are and reported."""
+    problems: list[ConfigProblem] = []
+
+    def walk(node: DictConfig | ListConfig, raw: Any, key: Key) -> Any:
+        names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+        resolved = {str(n): visit(node, n, _item(raw, n), (*key, str(n))) for n in names}
+        return resolved if isinstance(node, DictConfig) else list(resolved.values())
+
+    def visit(node: Any, name: Any, raw: Any, key: Key) -> Any:
+        where = layers.source(key) or DEFAULT
+        try:
+            if OmegaConf.is_missing(node, name):
+                problems.append(ConfigProblem(where, key, "missing; give it a value"))
+                return raw
+            value = node[name]
+            return walk(value, raw, key) if isinstance(value, DictConfig | ListConfig) else value
+        except (OmegaConfBaseException, RecursionError) as error:
+            problems.append(ConfigProblem(where, key, f"cannot resolve {raw}: {_cause(error)}"))
+            return raw
+
+    return walk(OmegaConf.create(layers.values), layers.values, ()), problems
+
+
+def _item(raw: Any, name: Any) -> Any:
+    return raw[name] if isinstance(raw, dict | list) else raw
+
+
+def _cause(error: Exception) -> str:
+    text = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "it refers to itself"
+    unset = re.search(r"Environment variable '(\w+)' not found", text)
+    return f"the environment variable {unset[1]} is not set; export it" if unset else text

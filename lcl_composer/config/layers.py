@@ -1,0 +1,61 @@
+"""Layers of settings: each laid over those before it, with the source of every value kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lcl_composer.config.yaml_file import Key
+
+
+@dataclass(frozen=True)
+class Null:
+    """A ``null`` in a layer: where it stands, and whether there was something for it to remove."""
+
+    where: str
+    removed: bool
+
+
+@dataclass
+class Layers:
+    """The merged settings. Mappings merge, lists and scalars replace, ``null`` removes."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[Key, str] = field(default_factory=dict)
+    nulls: dict[Key, Null] = field(default_factory=dict)
+
+    def add(self, content: dict[str, Any], where: Callable[[Key], str]) -> None:
+        """Lay a layer over what is there; ``where`` tells the source of its keys."""
+        for name, value in content.items():
+            self._put(self.values, (str(name),), value, where)
+
+    def source(self, key: Key) -> str | None:
+        """Return the source of a key, or of the nearest one above it."""
+        while key and key not in self.sources:
+            key = key[:-1]
+        return self.sources.get(key)
+
+    def _put(self, target: dict[str, Any], key: Key, value: Any, where: Callable[[Key], str]) -> None:
+        name = key[-1]
+        if value is None:
+            removed = target.pop(name, None) is not None
+            self._forget(key)
+            self.nulls[key] = Null(where(key), removed)
+        elif isinstance(value, dict):
+            if not isinstance(target.get(name), dict):
+                self._forget(key)
+                target[name] = {}
+            self.sources[key] = where(key)
+            self.nulls.pop(key, None)
+            for inner, item in value.items():
+                self._put(target[name], (*key, str(inner)), item, where)
+        else:
+            self._forget(key)
+            target[name] = value
+            self.sources[key] = where(key)
+
+    def _forget(self, key: Key) -> None:
+        for known in (self.sources, self.nulls):
+            for gone in [k for k in known if k[: len(key)] == key]:
+                del known[gone]

@@ -1,0 +1,166 @@
+"""What a run's YAML may say: one class a section, every key with its type, default and meaning.
+
+Trainer settings bear the names of Composer's Trainer arguments, data settings those of
+StreamingDataset's. Components (``name`` and parameters) are open here: their parameters are checked
+against the constructor by the registries.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_TIME = r"^\d+(\.\d+)?(ep|ba|sp|tok|dur|sec|iter)$"
+
+
+def _check_time(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(_TIME, value):
+        raise ValueError(f"should be a time such as 2000ba, 3ep or 0.5dur, got {value!r}")
+    return value
+
+
+#: A Composer time string: a number and a unit (ep, ba, sp, tok, dur, sec, iter).
+Time = Annotated[str, BeforeValidator(_check_time), Field(json_schema_extra={"pattern": _TIME})]
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+#: Components by name, such as ``{speed_monitor: {window_size: 10}}``.
+Table = dict[str, dict[str, Any]]
+
+
+class Section(BaseModel):
+    """A part of the YAML: unknown keys are errors, and nothing changes after the check."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Component(Section):
+    """A component: its name in the registry and the parameters of its constructor."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """Name in the registry; `lcl list` prints them."""
+
+    def spec(self) -> dict[str, Any]:
+        """Return ``{"name": ..., **parameters}``, as Registry.build takes it."""
+        return self.model_dump()
+
+
+class ModelConfig(Section):
+    """The three networks."""
+
+    encoder: Component
+    """The vision encoder, trained from scratch: images to patch tokens."""
+    pooler: Component
+    """Patch tokens to the image's latent, and to the tokens that the language model reads."""
+    language_model: Component
+    """The causal language model."""
+
+
+class LossConfig(Section):
+    """L = contrastive_weight * L_con + generation_weight * L_gen."""
+
+    contrastive_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the symmetric InfoNCE between an image and what precedes it; 0 switches it off."""
+    generation_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of next-token prediction of the text; 0 switches it off."""
+    logit_scale_init: Annotated[float, Field(gt=0)] = 1 / 0.07
+    """Inverse temperature at the start; it is learned."""
+    logit_scale_max: Annotated[float, Field(gt=0)] = 100.0
+    """The inverse temperature is clamped here."""
+
+
+class StreamConfig(Section):
+    """MDS shards of Documents and how they are read."""
+
+    local: str
+    """Folder of the shards: where they are, are generated, or are cached from `remote`."""
+    remote: str | None = None
+    """Where the shards are copied from (s3://, gs://, hf://, a path); null: they are in `local`."""
+    split: str | None = None
+    """Subfolder of `local` and `remote`."""
+    shuffle: bool = False
+    """Another order in each epoch."""
+    shuffle_seed: int = 17
+    """Seed of that order."""
+    num_canonical_nodes: PositiveInt = 1
+    """Partition of the samples; the same value gives the same order on any number of ranks."""
+    predownload: PositiveInt | None = None
+    """Samples to fetch ahead a worker; null: StreamingDataset's default."""
+    cache_limit: int | str | None = None
+    """Disk space for the cache, in bytes or such as 100gb; null: no limit."""
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes a rank; 0: load in the main process. The data do not depend on it."""
+    generate: Component | None = None
+    """Generator that fills `local` when it is empty; null: the data must be there."""
+
+
+class DataConfig(Section):
+    """Documents and their layout as tokens."""
+
+    train: StreamConfig
+    """What to train on."""
+    eval: StreamConfig | None = None
+    """Held-out documents; null: no evaluation while training."""
+    image_size: PositiveInt
+    """Side of the square that images are brought to, in pixels; the encoder's."""
+    max_tokens: PositiveInt
+    """A document is cut here, its images' tokens included."""
+    image_first_probability: Fraction = 0.5
+    """Probability that a floating image (pairs, MMC4) stands before its sentence, drawn each epoch."""
+    min_context_tokens: Annotated[int, Field(ge=0)] = 1
+    """An image with fewer text tokens before it takes no part in L_con."""
+    max_bad_fraction: Fraction = 0.01
+    """Bad samples are skipped and counted; a larger share than this ends the run."""
+
+
+class RunConfig(Section):
+    """One training run, complete and checked."""
+
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run; its files go to runs/<run_name>."""
+    seed: int = 17
+    """Seed of the weights, the data's random draws and the layout."""
+    model: ModelConfig
+    tokenizer: Component
+    """Text to token ids."""
+    loss: LossConfig = LossConfig()
+    data: DataConfig
+    optimizer: Component
+    """The optimizer; weight decay applies to matrices only (two dimensions or more)."""
+    scheduler: Component
+    """The learning-rate schedule, stepped every batch."""
+    global_train_batch_size: PositiveInt
+    """Documents in a batch over all ranks."""
+    device_train_microbatch_size: PositiveInt | Literal["auto"] | None = None
+    """Documents a rank takes at once; null: its whole batch. Fewer give L_con fewer negatives."""
+    max_duration: Time
+    """When training ends."""
+    eval_interval: Time = "1ep"
+    """How often `data.eval` is evaluated."""
+    precision: Literal["fp32", "amp_bf16", "amp_fp16"] | None = None
+    """null: fp32 on CPU, amp_bf16 on GPU."""
+    algorithms: Table = {}
+    """What changes training, by name."""
+    callbacks: Table = {}
+    """What observes training, by name; also the files of callbacks/."""
+    loggers: Table = {}
+    """Where metrics go besides runs/<run_name>/metrics.jsonl, by name."""
+    save_folder: str = Field(default_factory=lambda values: f"runs/{values.get('run_name')}/checkpoints")
+    """Where checkpoints go; runs/<run_name>/checkpoints unless set."""
+    save_interval: Time = "1ep"
+    """How often a checkpoint is written."""
+    save_num_checkpoints_to_keep: int = 3
+    """The oldest checkpoints beyond this number are deleted; -1 keeps all."""
+    autoresume: bool = True
+    """Continue from the latest checkpoint in `save_folder`."""
+    load_path: str | None = None
+    """Checkpoint to start from when there is nothing to resume."""
+    progress_bar: bool = True
+    """Show a progress bar."""
+    log_to_console: bool = False
+    """Print metrics as lines, for logs of cluster jobs."""
+    evaluation: Table = {}
+    """What the table at the end of the run measures, by name."""
