@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from lcl_composer.config.schema import RunConfig
+from lcl_composer.config.schema import Component, RunConfig
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import ConfigError
+from lcl_composer.registry import Registry, encoders, language_models
 
 
 def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
@@ -21,16 +23,25 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
         yield ("loss",), "both weights are 0; nothing would be trained"
     if run.loss.logit_scale_init > run.loss.logit_scale_max:
         yield ("loss", "logit_scale_init"), f"is above logit_scale_max, {run.loss.logit_scale_max}"
-    image_size = run.model.encoder.spec().get("image_size", run.data.image_size)
+    image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
-    positions = run.model.language_model.spec().get("max_position_embeddings", run.data.max_tokens)
+    model = run.model.language_model
+    positions = _setting(language_models, model, "max_position_embeddings", run.data.max_tokens)
     if positions < run.data.max_tokens:
         yield (
             ("data", "max_tokens"),
             f"is {run.data.max_tokens}, beyond the language model's {positions} positions; lower it or raise "
             "model.language_model.max_position_embeddings",
         )
+
+
+def _setting(table: Registry[Any], component: Component, key: str, fallback: int) -> int:
+    """Return a component's parameter: the YAML's, else its constructor's default, else the fallback."""
+    spec = component.spec()
+    parameter = table.parameters(component.name).get(key)
+    value = spec.get(key, parameter.default if parameter else fallback)
+    return value if isinstance(value, int) else fallback
 
 
 def check_batch_divides(config: RunConfig, world_size: int) -> None:

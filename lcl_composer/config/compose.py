@@ -38,9 +38,7 @@ class ComposedConfig:
     sources: dict[str, str]
 
     def source(self, key: str) -> str:
-        """Return the source of a dotted key, or of the nearest one above it, or ``"default"``."""
-        while key and key not in self.sources:
-            key = key.rpartition(".")[0]
+        """Return the source of a dotted key, or ``"default"``."""
         return self.sources.get(key, DEFAULT)
 
     def to_yaml(self) -> str:
