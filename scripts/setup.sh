@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:?usage: scripts/setup.sh FOLDER}
 versions="3.10, 3.11 or 3.12"
+chatter='^ *([-+~] |(Using Python|Building|Built|Audited|Downloaded) |Downloading .*[( ]([0-9]{1,2}\.[0-9]MiB|[0-9.]+KiB))'
 
 is_supported() { # a pyenv shim exists without its Python, so run it rather than look for it
   "$1" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
@@ -50,9 +51,9 @@ make_environment() { # an environment of an unsupported or vanished Python is ma
 install() {
   local uv
   uv=$(find_uv)
-  if [ -n "$uv" ]; then # one line a package ("+ torch==...") says nothing a newcomer needs; downloads and errors do
+  if [ -n "$uv" ]; then # of uv's many lines, show the large downloads, the counts and the errors
     "$uv" pip install --python "$venv/bin/python" --constraints constraints.txt --editable '.[dev]' 2>&1 |
-      { grep --line-buffered -vE '^ *[-+~] |^(Using Python|Building|Built|Audited) ' || true; }
+      { grep --line-buffered -vE "$chatter" || true; }
   else
     "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
   fi
