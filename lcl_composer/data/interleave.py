@@ -44,7 +44,7 @@ class LayoutRules:
         least = self.tokens_per_image + _PAIR_SPECIALS + 1
         if self.tokens_per_image < 1 or self.max_tokens < least:
             raise ConfigError(
-                f"data.max_tokens = {self.max_tokens} cannot hold one image of {self.tokens_per_image} tokens "
+                f"data.max_tokens = {self.max_tokens} cannot hold an image of {self.tokens_per_image} tokens "
                 f"and a text; set it to at least {least} or use larger patches"
             )
         if not 0.0 <= self.image_first_probability <= 1.0:
@@ -62,8 +62,8 @@ class TokenLayout:
     Attributes:
         tokens: LM inputs up to the last position that a loss sees, int64 [T].
         targets: The token that each position predicts, or IGNORE, int64 [T].
-        images: Index into ``document.images`` of the images to encode, in the order of ``tokens``, int64 [I].
-        image_starts: Position of each image's first slot, -1 if its slots do not run through the LM, int64 [I].
+        images: Images to encode in the order of ``tokens``, as indices into ``document.images``, int64 [I].
+        image_starts: Position of each image's first slot, -1 if its slots do not run through the LM, [I].
         anchors: Position of each image's ``<start_of_img>``, -1 if it takes no part in L_con, int64 [I].
         cut_tokens: Text tokens left out because the document is longer than the context.
         cut_images: Images left out for the same reason.

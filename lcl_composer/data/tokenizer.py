@@ -104,7 +104,7 @@ class CLIPTokenizer:
         words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
         self._words = regex.compile("|".join((*SPECIAL_TOKENS, words)), regex.IGNORECASE)
         alphabet = _byte_alphabet()
-        self._bytes_as_text = {byte: character for byte, character in alphabet}
+        self._bytes_as_text = dict(alphabet)
         merges = _read_merges()
         characters = [character for _, character in alphabet]
         names = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges)]
@@ -116,7 +116,7 @@ class CLIPTokenizer:
         return (CLIPTokenizer, ())
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text after OpenCLIP's cleaning (ftfy, HTML entities, white space, lower case)."""
+        """Return the ids of a text after OpenCLIP's cleaning (encoding, entities, white space, lower case)."""
         return [i for word in self._words.findall(_clean(text)) for i in self._ids_of_word(word)]
 
     def _split_word(self, word: str) -> tuple[int, ...]:
@@ -173,7 +173,7 @@ _PLAIN = re.compile(r"[\x20-\x25\x27-\x7e\t\n\r]*")
 
 
 def _clean(text: str) -> str:
-    """Return the text as OpenCLIP cleans it: mended encoding, entities resolved twice, one blank, lower case."""
+    """Return the text as OpenCLIP cleans it: encoding mended, entities resolved twice, lower case."""
     if _PLAIN.fullmatch(text) is None:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()

@@ -1,0 +1,141 @@
+"""Samples to packed batches, batches to microbatches, and what Composer counts in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcl_composer.data.batch import PackedBatch, count_totals
+from lcl_composer.data.interleave import TokenLayout
+
+
+class Sample(TypedDict):
+    """One document, laid out and with its images decoded. T tokens, I images."""
+
+    id: str
+    tokens: np.ndarray  # [T] int64
+    targets: np.ndarray  # [T] int64
+    image_starts: np.ndarray  # [I] int64; position in this document or -1
+    anchors: np.ndarray  # [I] int64; position in this document or -1
+    pixel_values: Tensor  # [I, 3, H, W] uint8
+    problem: str  # why the sample is bad, empty if it is not
+
+
+def make_sample(document_id: str, layout: TokenLayout, pixel_values: Tensor) -> Sample:
+    """Return the sample of a layout and the pixels [I, 3, H, W] of ``layout.images``."""
+    return Sample(
+        id=document_id,
+        tokens=layout.tokens,
+        targets=layout.targets,
+        image_starts=layout.image_starts,
+        anchors=layout.anchors,
+        pixel_values=pixel_values,
+        problem="",
+    )
+
+
+def bad_sample(document_id: str, problem: str, image_size: int) -> Sample:
+    """Return an empty sample: it counts as consumed, so that a resume finds its place, and trains nothing."""
+    empty = np.zeros(0, dtype=np.int64)
+    pixels = torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8)
+    return Sample(
+        id=document_id,
+        tokens=empty,
+        targets=empty,
+        image_starts=empty,
+        anchors=empty,
+        pixel_values=pixels,
+        problem=problem,
+    )
+
+
+def collate(samples: Sequence[Sample]) -> PackedBatch:
+    """Pack D samples without padding.
+
+    Bad samples stay as documents of zero tokens: D is always the number of samples consumed.
+    """
+    lengths = [len(s["tokens"]) for s in samples]
+    cu_seqlens = np.cumsum([0, *lengths])
+    targets = _flat([s["targets"] for s in samples])
+    anchors = _flat([_shift(s["anchors"], start) for s, start in zip(samples, cu_seqlens, strict=False)])
+    starts = [_shift(s["image_starts"], start) for s, start in zip(samples, cu_seqlens, strict=False)]
+    return PackedBatch(
+        tokens=_flat([s["tokens"] for s in samples]),
+        targets=targets,
+        positions=_flat([np.arange(length) for length in lengths]),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        pixel_values=torch.cat([s["pixel_values"] for s in samples]),
+        image_starts=_flat(starts),
+        anchors=anchors,
+        images_per_document=torch.tensor([len(s["pixel_values"]) for s in samples], dtype=torch.int64),
+        totals=count_totals(targets, anchors, len(samples)),
+        ids=[s["id"] for s in samples],
+    )
+
+
+def split_batch(batch: PackedBatch, microbatch_size: int | float) -> list[PackedBatch]:
+    """Split a batch into microbatches of documents, each with its own images; ``totals`` stay the batch's.
+
+    Args:
+        batch: The device batch.
+        microbatch_size: Documents a microbatch; the last one may have fewer.
+
+    Returns:
+        The microbatches, in order.
+
+    Raises:
+        ValueError: If the size is not a whole number above 0.
+    """
+    size = int(microbatch_size)
+    if size != microbatch_size or size < 1:
+        raise ValueError(f"microbatch_size = {microbatch_size} is not a whole number of documents above 0")
+    documents = num_samples(batch)
+    if size >= documents:
+        return [batch]
+    return [_slice(batch, first, min(first + size, documents)) for first in range(0, documents, size)]
+
+
+def num_samples(batch: PackedBatch) -> int:
+    """Return the number of documents consumed, bad ones included: Composer resumes from this count."""
+    return len(batch["ids"])
+
+
+def num_tokens(batch: PackedBatch) -> int:
+    """Return the number of positions that run through the language model, image slots included."""
+    return len(batch["tokens"])
+
+
+def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
+    """Return documents ``first:last``. Copies, as Composer's deep copy of a view would copy the whole batch."""
+    start, stop = batch["cu_seqlens"][[first, last]].tolist()
+    images_before = batch["images_per_document"].cumsum(0)
+    image_start = int(images_before[first - 1]) if first else 0
+    images = slice(image_start, int(images_before[last - 1]))
+    return PackedBatch(
+        tokens=batch["tokens"][start:stop].clone(),
+        targets=batch["targets"][start:stop].clone(),
+        positions=batch["positions"][start:stop].clone(),
+        cu_seqlens=batch["cu_seqlens"][first : last + 1] - start,
+        pixel_values=batch["pixel_values"][images].clone(),
+        image_starts=_shift_tensor(batch["image_starts"][images], -start),
+        anchors=_shift_tensor(batch["anchors"][images], -start),
+        images_per_document=batch["images_per_document"][first:last].clone(),
+        totals=batch["totals"],
+        ids=batch["ids"][first:last],
+    )
+
+
+def _flat(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))
+
+
+def _shift(positions: np.ndarray, offset: int) -> np.ndarray:
+    return np.where(positions >= 0, positions + offset, -1)
+
+
+def _shift_tensor(positions: Tensor, offset: int) -> Tensor:
+    return torch.where(positions >= 0, positions + offset, -1)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcl_composer.data.batch import IGNORE, PackedBatch
+from lcl_composer.data.collate import (
+    Sample,
+    bad_sample,
+    collate,
+    make_sample,
+    num_samples,
+    num_tokens,
+    split_batch,
+)
+from lcl_composer.data.document import Image
+from lcl_composer.data.interleave import LayoutRules, lay_out
+from tests.data.layouts import FIXED, NumberTokenizer, document, rng
+
+RULES = LayoutRules(tokens_per_image=2, max_tokens=30)
+KINDS: dict[str, tuple[str | Image, ...]] = {
+    "pair": ("1 2", FIXED),
+    "image first": (FIXED, "3"),
+    "text": ("4 5 6",),
+    "interleaved": ("7", FIXED, "8", FIXED, "9"),
+}
+
+
+def sample(kind: str, index: int) -> Sample:
+    """A sample whose pixels are all ``10 * index + image``."""
+    name = f"{kind} {index}"
+    if kind == "bad":
+        return bad_sample(name, "broken", 4)
+    layout = lay_out(document(*KINDS[kind], name=name), NumberTokenizer(), RULES, rng())
+    pixels = [torch.full((3, 4, 4), 10 * index + int(i), dtype=torch.uint8) for i in layout.images]
+    return make_sample(
+        name, layout, torch.stack(pixels) if pixels else torch.zeros(0, 3, 4, 4, dtype=torch.uint8)
+    )
+
+
+def unpack(batch: PackedBatch) -> list[dict[str, object]]:
+    """Each document of a batch by itself, positions relative to it."""
+    documents, image = [], 0
+    for d, name in enumerate(batch["ids"]):
+        start, stop = batch["cu_seqlens"][d : d + 2].tolist()
+        images = slice(image, image := image + int(batch["images_per_document"][d]))
+        documents.append(
+            {
+                "id": name,
+                "tokens": batch["tokens"][start:stop].tolist(),
+                "targets": batch["targets"][start:stop].tolist(),
+                "positions": batch["positions"][start:stop].tolist(),
+                "starts": [int(p) - start if p >= 0 else -1 for p in batch["image_starts"][images]],
+                "anchors": [int(p) - start if p >= 0 else -1 for p in batch["anchors"][images]],
+                "pixels": batch["pixel_values"][images].tolist(),
+            }
+        )
+    assert image == len(batch["pixel_values"]) == len(batch["anchors"]) == len(batch["image_starts"])
+    return documents
+
+
+kinds = st.lists(st.sampled_from([*KINDS, "bad"]), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds)
+def test_collate_keeps_each_document(names: list[str]):
+    samples = [sample(kind, i) for i, kind in enumerate(names)]
+    batch = collate(samples)
+    assert num_samples(batch) == len(names)
+    assert num_tokens(batch) == sum(len(s["tokens"]) for s in samples)
+    for s, got in zip(samples, unpack(batch), strict=True):
+        assert got["id"] == s["id"]
+        assert got["tokens"] == s["tokens"].tolist()
+        assert got["targets"] == s["targets"].tolist()
+        assert got["positions"] == list(range(len(s["tokens"])))
+        assert got["starts"] == s["image_starts"].tolist()
+        assert got["anchors"] == s["anchors"].tolist()
+        assert got["pixels"] == s["pixel_values"].tolist()
+    targets = sum(int((s["targets"] != IGNORE).sum()) for s in samples)
+    anchored = sum(int((s["anchors"] >= 0).sum()) for s in samples)
+    assert batch["totals"].tolist() == [len(names), targets, anchored]
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds, st.integers(1, 8))
+def test_split_batch_keeps_documents_with_their_images(names: list[str], size: int):
+    batch = collate([sample(kind, i) for i, kind in enumerate(names)])
+    parts = split_batch(batch, size)
+    assert [num_samples(p) for p in parts[:-1]] == [size] * (len(parts) - 1)
+    assert sum((unpack(p) for p in parts), []) == unpack(batch)
+    for part in parts:
+        assert part["totals"].tolist() == batch["totals"].tolist()
+        assert {k: v.dtype for k, v in part.items() if k != "ids"} == {
+            k: v.dtype for k, v in batch.items() if k != "ids"
+        }
+
+
+def test_microbatches_do_not_share_memory_with_the_batch():
+    batch = collate([sample("interleaved", i) for i in range(4)])
+    part = copy.deepcopy(split_batch(batch, 1)[0])
+    assert part["pixel_values"].untyped_storage().nbytes() == 2 * 3 * 4 * 4
+
+
+def test_text_only_batch_is_legal():
+    batch = collate([sample("text", 0), sample("bad", 1)])
+    assert batch["pixel_values"].shape == (0, 3, 4, 4)
+    assert len(split_batch(batch, 1)) == 2
+
+
+@pytest.mark.parametrize("size", [0, 0.5, -1])
+def test_split_batch_refuses_odd_sizes(size: float):
+    with pytest.raises(ValueError, match="microbatch_size"):
+        split_batch(collate([sample("text", 0)]), size)
+
+
+def test_dtypes():
+    batch = collate([sample("pair", 0)])
+    int64 = ("tokens", "targets", "positions", "image_starts", "anchors", "images_per_document", "totals")
+    assert {batch[k].dtype for k in int64} == {torch.int64}
+    assert batch["cu_seqlens"].dtype == torch.int32
+    assert batch["pixel_values"].dtype == torch.uint8
