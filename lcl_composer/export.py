@@ -1,0 +1,135 @@
+"""Take the encoder away: a folder that loads without Composer, and the released layout of the whole model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lcl_composer.errors import DataError
+from lcl_composer.registry import encoders, poolers
+
+if TYPE_CHECKING:
+    from lcl_composer.config.schema import RunConfig
+    from lcl_composer.models.encoder import Encoder
+    from lcl_composer.models.network import LCLNetwork
+    from lcl_composer.models.pooler import AttentivePooler
+
+_CONFIG, _ENCODER, _POOLER = "config.json", "model.safetensors", "pooler.safetensors"
+
+
+def export_encoder(model: LCLNetwork, config: RunConfig, folder: str | Path) -> Path:
+    """Write the encoder and its pooler to ``folder``.
+
+    ``model.safetensors`` holds the backbone under its own library's names: for a timm encoder
+    ``timm.create_model(name, checkpoint_path=...)`` reads it. ``config.json`` says how it was built, and
+    which pixels it expects.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(model.encoder.backbone, folder / _ENCODER)
+    _save(model.pooler, folder / _POOLER)
+    normalize = model.encoder.normalize
+    description = {
+        "encoder": config.model.encoder.spec() | {"pretrained": None},
+        "pooler": config.model.pooler.spec(),
+        "width": model.encoder.width,
+        "embed_dim": model.pooler.proj.out_features,
+        "tokens_per_image": model.encoder.tokens_per_image,
+        "mean": (normalize.mean / 255).flatten().tolist(),
+        "std": (normalize.std / 255).flatten().tolist(),
+    }
+    (folder / _CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    return folder
+
+
+def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
+    """Read an exported encoder: ``encoder(pixel_values)`` gives patch tokens, ``pooler(tokens)`` the latent.
+
+    Raises:
+        DataError: If a file is missing, damaged, or does not fit the architecture in ``config.json``.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / _CONFIG).read_text())
+        spec = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
+        encoder = encoders.build(spec)
+        pooler = poolers.build(
+            description["pooler"], width=description["width"], embed_dim=description["embed_dim"]
+        )
+        encoder.backbone.load_state_dict(load_file(folder / _ENCODER))
+        pooler.load_state_dict(load_file(folder / _POOLER))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: not an exported encoder, {Path(str(error.filename)).name} is missing"
+        ) from error
+    except (SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise DataError(f"{folder}: damaged or not an exported encoder: {error}") from error
+    return encoder.eval(), pooler.eval()
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    """Write a module's tensors, contiguous and on the CPU."""
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path
+    )
+
+
+def export_checkpoint(checkpoint: str | Path, out: str | Path, layout: str = "encoder") -> Path:
+    """Export from a Composer checkpoint of a run folder.
+
+    Args:
+        checkpoint: ``runs/NAME/checkpoints/X.pt``; the run's ``config.yaml`` is read from beside it.
+        out: Folder to write.
+        layout: ``encoder`` for :func:`export_encoder`, ``released`` for the whole model as one
+            ``state_dict.safetensors`` in the layout of the authors' release.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If the checkpoint or its config cannot be read, or they do not fit each other.
+    """
+    from lcl_composer.checkpoint import read_model_state
+    from lcl_composer.models.released import to_released
+
+    state = read_model_state(checkpoint)
+    if layout == "released":
+        Path(out).mkdir(parents=True, exist_ok=True)
+        released = {name: tensor.contiguous() for name, tensor in to_released(state).items()}
+        save_file(released, Path(out) / "state_dict.safetensors")
+        return Path(out)
+    config = _config_of(Path(checkpoint))
+    return export_encoder(_restore(config, state, checkpoint), config, out)
+
+
+def _config_of(checkpoint: Path) -> RunConfig:
+    """The resolved config of the run that wrote a checkpoint."""
+    from lcl_composer.config.compose import compose
+
+    path = checkpoint.resolve().parent.parent / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"checkpoint {checkpoint}: no {path}; it must lie in runs/NAME/checkpoints/")
+    return compose(path, []).run
+
+
+def _restore(config: RunConfig, state: dict[str, Tensor], checkpoint: Any) -> LCLNetwork:
+    """A model with the checkpoint's weights."""
+    from lcl_composer.build import build_model
+
+    model = build_model(config, vocab_size=state["generation_head.weight"].shape[0])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise DataError(
+            f"checkpoint {checkpoint}: another architecture than its config: {lines[-1].strip()}"
+        ) from error
+    return model

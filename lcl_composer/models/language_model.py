@@ -1,0 +1,151 @@
+"""Causal language models from transformers, run on packed embeddings without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from lcl_composer.errors import ConfigError
+from lcl_composer.models.attention import PACKED_CAUSAL, Packing
+
+#: Settings of a language model that is trained from its config; an experiment's ``model_args`` go over them.
+#: OPT in this form has exactly the layout of the released LCL text tower; its default padding index (1) would
+#: silently drop the gradient of token 1.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "opt": {
+        "_remove_final_layer_norm": True,
+        "activation_function": "gelu",
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "pad_token_id": None,
+    },
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
+
+class TransformersLM(nn.Module):
+    """A decoder-only model of transformers, from its config or from pretrained weights.
+
+    Args:
+        vocab_size: Size of the tokenizer's vocabulary (given by the build, not by YAML).
+        model_type: transformers' name of the architecture: ``opt``, ``gpt2``, ``llama``, ``qwen2``, ...
+        hidden_size: Width E.
+        num_hidden_layers: Layers.
+        num_attention_heads: Attention heads.
+        max_position_embeddings: Longest document in tokens.
+        pretrained: A hub name or a folder to take architecture and weights from; the embedding is resized
+            to ``vocab_size``. The other sizes must then agree with it.
+        gradient_checkpointing: Recompute activations in the backward.
+        model_args: Further fields of the architecture's config, such as ``{num_key_value_heads: 2}``.
+
+    Raises:
+        ConfigError: If transformers knows no such architecture, refuses a field, or the pretrained sizes differ.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        model_type: str = "opt",
+        hidden_size: int = 512,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 8,
+        max_position_embeddings: int = 128,
+        pretrained: str | None = None,
+        gradient_checkpointing: bool = False,
+        model_args: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        sizes = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "max_position_embeddings": max_position_embeddings,
+        }
+        if pretrained:
+            self.backbone = _from_pretrained(pretrained, vocab_size, sizes)
+        else:
+            self.backbone = _from_config(model_type, vocab_size, sizes, model_args or {})
+        self.hidden_size, self.max_position_embeddings = hidden_size, max_position_embeddings
+        if gradient_checkpointing:
+            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether the output is normalised already; OPT by config is not, as in the released code."""
+        return not getattr(self.backbone.config, "_remove_final_layer_norm", False)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings: [T] int64 -> [T, E]."""
+        return self.backbone.get_input_embeddings()(tokens)
+
+    def forward(self, embeddings: Tensor, positions: Tensor, lengths: list[int]) -> Tensor:
+        """Outputs of the last layer for a packed sequence.
+
+        Args:
+            embeddings: [T, E], documents one after the other.
+            positions: [T] int64, restarting at 0 in each document.
+            lengths: Tokens of each document, each >= 1, summing to T.
+
+        Returns:
+            [T, E]; position t has seen the tokens of its own document up to t.
+        """
+        # A 4-d mask is handed through untouched by transformers, which would else build a [T, T] one.
+        unused_mask = embeddings.new_zeros(1, 1, 1, 1)
+        output = self.backbone(
+            inputs_embeds=embeddings.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            attention_mask=unused_mask,
+            use_cache=False,
+            packing=Packing.of(lengths, embeddings.device),
+        )
+        return output.last_hidden_state[0]
+
+
+def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_args: dict[str, Any]) -> Any:
+    """A model with random weights; raises ConfigError for unknown architectures and fields."""
+    fields = {**_DEFAULTS.get(model_type, {}), **sizes, "vocab_size": vocab_size}
+    if model_type == "opt":
+        fields |= {"word_embed_proj_dim": sizes["hidden_size"], "ffn_dim": 4 * sizes["hidden_size"]}
+    elif "intermediate_size" not in model_args:
+        fields["intermediate_size"] = 4 * sizes["hidden_size"]
+    try:
+        config = AutoConfig.for_model(model_type, **{**fields, **model_args})
+    except ValueError as error:
+        message = f"model.language_model.model_type: transformers has no {model_type!r}; try opt, gpt2, llama or qwen2"
+        raise ConfigError(message) from error
+    unknown = sorted(set(model_args) - set(config.__class__().to_dict()) - {"_remove_final_layer_norm"})
+    if unknown:
+        raise ConfigError(f"model.language_model.model_args: {model_type} has no field {', '.join(unknown)}")
+    model = AutoModel.from_config(config, attn_implementation=PACKED_CAUSAL)
+    _zero_unused_positions(model)
+    return model
+
+
+def _from_pretrained(name: str, vocab_size: int, sizes: dict[str, int]) -> Any:
+    """A pretrained model with its embedding resized; raises ConfigError where the sizes disagree."""
+    try:
+        model = AutoModel.from_pretrained(name, attn_implementation=PACKED_CAUSAL)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.language_model.pretrained: cannot load {name!r}: {error}") from error
+    differing = [
+        f"{k}={v} (weights: {getattr(model.config, k)})"
+        for k, v in sizes.items()
+        if getattr(model.config, k) != v
+    ]
+    if differing:
+        raise ConfigError(
+            f"model.language_model: {name!r} disagrees with {', '.join(differing)}; set them alike"
+        )
+    model.resize_token_embeddings(vocab_size)
+    return model
+
+
+def _zero_unused_positions(model: Any) -> None:
+    """OPT's table has two rows in front that no position reads: zero, as in the released layout."""
+    offset = getattr(getattr(model, "decoder", None), "embed_positions", None)
+    if offset is not None and getattr(offset, "offset", 0):
+        with torch.no_grad():
+            offset.weight[: offset.offset].zero_()
