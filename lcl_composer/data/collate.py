@@ -110,7 +110,7 @@ def num_tokens(batch: PackedBatch) -> int:
 
 
 def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
-    """Return documents ``first:last``. Copies, as Composer's deep copy of a view would copy the whole batch."""
+    """Copy documents ``first:last``: Composer deep-copies microbatches, and of a view the whole batch."""
     start, stop = batch["cu_seqlens"][[first, last]].tolist()
     images_before = batch["images_per_document"].cumsum(0)
     image_start = int(images_before[first - 1]) if first else 0

@@ -14,6 +14,7 @@ from typing import Protocol
 import ftfy
 import regex
 import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from lcl_composer.errors import DataError
@@ -116,7 +117,7 @@ class CLIPTokenizer:
         return (CLIPTokenizer, ())
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text after OpenCLIP's cleaning (encoding, entities, white space, lower case)."""
+        """Return the ids of a text, cleaned as OpenCLIP cleans it and in lower case."""
         return [i for word in self._words.findall(_clean(text)) for i in self._ids_of_word(word)]
 
     def _split_word(self, word: str) -> tuple[int, ...]:
@@ -241,16 +242,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
             f"tokenizer bpe: vocab_size = {vocab_size} holds no words; set it to more than {least}"
         )
     tokenizer = tokenizers.Tokenizer(BPE())
-    tokenizer.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     # The prefix blank makes a text's first word the same token as that word further on.
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

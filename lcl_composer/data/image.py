@@ -1,0 +1,126 @@
+"""Image bytes to pixels: decoding to RGB, and OpenCLIP's training and evaluation transforms."""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lcl_composer.errors import DataError
+
+#: Pixels from which an image counts as a decompression bomb (Pillow's own warning level, 256 MiB of RGB).
+MAX_PIXELS = 89_478_485
+
+#: Area and aspect ratio of the training crop, as OpenCLIP's.
+CROP_SCALE = (0.9, 1.0)
+CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
+
+#: Longest side over shortest side that evaluation takes: resizing keeps the ratio, so it bounds the memory.
+MAX_ASPECT_RATIO = 100
+
+
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Decode an image to RGB.
+
+    Transparent images are laid on white, 16-bit ones scaled to 8 bits; of an animation the first frame is
+    taken. EXIF orientation is left alone, as OpenCLIP does, so that features agree with its.
+
+    Args:
+        data: The encoded bytes.
+        where: The document and image, for messages.
+
+    Raises:
+        DataError: If the bytes are no image, truncated, or more than ``MAX_PIXELS``.
+    """
+    try:
+        image = Image.open(BytesIO(data))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"{where}: {width} x {height} pixels are over the limit of {MAX_PIXELS}")
+        return _to_rgb(image)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        kind = "no bytes" if not data else f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise DataError(f"{where}: cannot decode the image of {len(data)} bytes ({kind})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # I, I;16, I;16B: 16-bit grey, which convert("RGB") would clip to white
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey.clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.has_transparency_data:
+        colour = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(colour)
+    return image.convert("RGB")
+
+
+def train_transform(image: Image.Image, size: int, rng: np.random.Generator) -> Tensor:
+    """Return a random crop of 90 to 100% of the area, resized (bicubic): OpenCLIP's training transform.
+
+    Args:
+        image: An RGB image.
+        size: Side of the output in pixels.
+        rng: Draws the crop.
+
+    Returns:
+        uint8 [3, size, size].
+    """
+    left, top, width, height = draw_crop(image.width, image.height, rng)
+    crop = image.crop((left, top, left + width, top + height))
+    return _to_tensor(crop.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def draw_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw a crop as torchvision's ``RandomResizedCrop`` does, from a NumPy generator.
+
+    Area is uniform in ``CROP_SCALE``, the logarithm of the aspect ratio in that of ``CROP_RATIO``; after ten
+    draws that do not fit, the largest centred crop within the ratios is taken.
+
+    Returns:
+        Left, top, width and height in pixels.
+    """
+    low, high = (math.log(ratio) for ratio in CROP_RATIO)
+    for _ in range(10):
+        area = width * height * rng.uniform(*CROP_SCALE)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+            return int(left), int(top), w, h
+    ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    w, h = max(w, 1), max(h, 1)
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def eval_transform(image: Image.Image, size: int) -> Tensor:
+    """Return the shortest side resized to ``size`` (bicubic) and the centre cropped, as OpenCLIP evaluates.
+
+    Args:
+        image: An RGB image.
+        size: Side of the output in pixels.
+
+    Returns:
+        uint8 [3, size, size].
+
+    Raises:
+        DataError: If one side is more than ``MAX_ASPECT_RATIO`` times the other.
+    """
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT_RATIO * short:
+        raise DataError(f"image of {image.width} x {image.height} pixels is too narrow to resize and crop")
+    resized_long = int(size * long / short)
+    target = (size, resized_long) if image.width <= image.height else (resized_long, size)
+    resized = image.resize(target, Image.Resampling.BICUBIC)
+    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
+    return _to_tensor(resized.crop((left, top, left + size, top + size)))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
