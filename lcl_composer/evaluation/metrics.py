@@ -1,0 +1,80 @@
+"""Recall at k from two feature matrices whose rows belong together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Two cosines closer than this count as tied: blocked matrix products round equal rows differently.
+TIE = 1e-6
+
+
+def ranks_of_match(queries: Tensor, gallery: Tensor, *, chunk: int = 1024) -> Tensor:
+    """Rank of the matching gallery row of each query by cosine; 0 is the best.
+
+    Row i of ``gallery`` matches row i of ``queries``. Ties count against us, and so does a cosine that is
+    not finite: features that have collapsed to one point (or to NaN) give the worst rank, not a lucky one.
+
+    Args:
+        queries: Features [N, E], not necessarily normalised.
+        gallery: Features [N, E].
+        chunk: Queries compared at once; bounds the memory at ``chunk * N`` floats.
+
+    Returns:
+        Ranks [N] int64 in ``0..N-1``.
+
+    Raises:
+        ValueError: If the two shapes differ.
+    """
+    if queries.shape != gallery.shape:
+        raise ValueError(f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)} differ in shape")
+    queries = torch.nn.functional.normalize(queries.float(), dim=1)
+    gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
+    ranks = []
+    for start in range(0, len(queries), chunk):
+        cosine = queries[start : start + chunk] @ gallery.T
+        match = cosine.diagonal(offset=start).unsqueeze(1)
+        # "not clearly below" is true for ties and NaN; the match itself is always among them
+        ranks.append((~(cosine < match - TIE)).sum(1) - 1)
+    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64)
+
+
+def recall_at_k(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
+    """Share of queries whose match stands among the ``k`` nearest gallery rows.
+
+    Args:
+        queries: Features [N, E].
+        gallery: Features [N, E]; row i matches query i.
+        ks: Cut-offs.
+
+    Returns:
+        ``{k: share in 0..1}``; 0 for every k where N is 0.
+    """
+    ranks = ranks_of_match(queries, gallery)
+    return {k: float((ranks < k).float().mean()) if len(ranks) else 0.0 for k in ks}
+
+
+def chance_at_k(candidates: int, k: int) -> float:
+    """Recall at k of a random order of ``candidates`` rows, one of which matches."""
+    return min(k, candidates) / candidates if candidates else 0.0
+
+
+def retrieval_metrics(images: Tensor, contexts: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """Retrieval both ways beside chance.
+
+    Args:
+        images: Image features [N, E].
+        contexts: Features of the text before each image [N, E].
+        ks: Cut-offs.
+
+    Returns:
+        ``image_to_text/recall@k``, ``text_to_image/recall@k`` and ``chance/recall@k`` for each k, all in
+        0..1, and ``candidates`` (N).
+    """
+    forward, backward = recall_at_k(images, contexts, ks), recall_at_k(contexts, images, ks)
+    metrics = {"candidates": float(len(images))}
+    for k in ks:
+        metrics[f"image_to_text/recall@{k}"] = forward[k]
+        metrics[f"text_to_image/recall@{k}"] = backward[k]
+        metrics[f"chance/recall@{k}"] = chance_at_k(len(images), k)
+    return metrics

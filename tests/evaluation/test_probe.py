@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lcl_composer.errors import DataError
+from lcl_composer.evaluation.features import extract_features, open_image_folder, reduce_features
+from lcl_composer.evaluation.probe import ProbeSettings, fit_logistic, linear_probe, probe_model
+from lcl_composer.evaluation.weights import image_side_state, image_side_weights
+from tests.evaluation.fakes import SIDE, FakeLCL
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def write_folder(
+    root: Path, per_class: int, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0
+) -> Path:
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 100, (SIDE, SIDE, 3), dtype=np.uint8)
+            pixels[..., ("red", "green", "blue").index(name)] += 120
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def gaussians(count: int, seed: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    centres = torch.eye(4, 10) * 3
+    return centres[labels] + noise * torch.randn(count, 10, generator=generator), labels
+
+
+def test_separable_features_are_separated_and_the_result_is_repeatable() -> None:
+    first = linear_probe(gaussians(200, 0, 0.5), gaussians(80, 1, 0.5))
+    assert first.accuracy > 0.97
+    assert first.chance == 0.25
+    assert linear_probe(gaussians(200, 0, 0.5), gaussians(80, 1, 0.5)) == first
+
+
+def test_labels_without_relation_to_the_features_stay_at_chance() -> None:
+    (x, _), (x_val, _) = gaussians(400, 0), gaussians(400, 1)
+    generator = torch.Generator().manual_seed(0)
+    y, y_val = torch.randint(4, (2, 400), generator=generator)
+    assert linear_probe((x, y), (x_val, y_val)).accuracy == pytest.approx(0.25, abs=0.07)
+
+
+def test_the_penalty_is_chosen_by_the_data() -> None:
+    clean = linear_probe(gaussians(200, 0, 0.3), gaussians(80, 1, 0.3))
+    x, y = gaussians(200, 0, 2.0)
+    drowned = torch.cat([x, torch.randn(200, 400, generator=torch.Generator().manual_seed(0))], 1)
+    assert linear_probe((drowned, y), (drowned[:4], y[:4])).l2 > clean.l2
+
+
+def test_features_scale_and_constant_columns_do_not_matter() -> None:
+    train, val = gaussians(200, 0), gaussians(80, 1)
+    plain = linear_probe(train, val)
+
+    def stretch(x: Tensor) -> Tensor:
+        return torch.cat([x * torch.logspace(-3, 3, 10) + 5, torch.full((len(x), 1), 7.0)], 1)
+
+    assert linear_probe((stretch(train[0]), train[1]), (stretch(val[0]), val[1])).accuracy == pytest.approx(
+        plain.accuracy, abs=0.02
+    )
+
+
+def test_the_fit_is_the_minimum() -> None:
+    x, y = gaussians(100, 0)
+    x = x.double()
+    weights = fit_logistic(x, y, 4, 0.1).requires_grad_()
+    loss = (
+        torch.nn.functional.cross_entropy(x @ weights[:-1] + weights[-1], y)
+        + 0.05 * weights[:-1].square().sum()
+    )
+    (gradient,) = torch.autograd.grad(loss, weights)
+    assert gradient.abs().max() < 1e-5
+
+
+def test_few_images_a_class_are_still_probed() -> None:
+    assert linear_probe(gaussians(8, 0, 0.1), gaussians(8, 1, 0.1)).accuracy == 1.0
+
+
+def test_features_keep_the_order_of_the_folder_and_leave_the_model_alone(tmp_path: Path) -> None:
+    images = open_image_folder(write_folder(tmp_path / "a", 3), to_tensor)
+    model = FakeLCL().train()
+    for kind, width in (("patch_mean", 12), ("pooled", 8)):
+        features, labels = extract_features(model, images, kind=kind, batch_size=4)  # type: ignore[arg-type]
+        assert features.shape == (9, width)
+        assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+        with torch.no_grad():
+            pooled, tokens = model.encode_images(images[7][0].unsqueeze(0))
+        expected = {"pooled": pooled, "patch_mean": tokens.mean(1)}[kind][0]
+        assert torch.allclose(features[7], expected, atol=1e-6)
+    assert model.training
+
+
+def test_probe_of_a_model_and_of_its_other_weights(tmp_path: Path) -> None:
+    train = open_image_folder(write_folder(tmp_path / "train", 6), to_tensor)
+    val = open_image_folder(write_folder(tmp_path / "val", 4, seed=1), to_tensor)
+    settings = ProbeSettings(train=str(tmp_path / "train"), val=str(tmp_path / "val"))
+    model = FakeLCL()
+    blind = {name: torch.zeros_like(v) for name, v in image_side_state(model).items()}
+    before = image_side_state(model)
+    assert probe_model(model, train, val, settings).accuracy == 1.0
+    with image_side_weights(model, blind):
+        assert probe_model(model, train, val, settings).accuracy == pytest.approx(1 / 3, abs=0.01)
+    after = image_side_state(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_errors_name_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        open_image_folder(tmp_path / "nowhere", to_tensor)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        open_image_folder(tmp_path / "empty", to_tensor)
+    three = open_image_folder(write_folder(tmp_path / "three", 1), to_tensor)
+    two = open_image_folder(write_folder(tmp_path / "two", 1, ("blue", "red")), to_tensor)
+    with pytest.raises(DataError, match="classes green"):
+        probe_model(FakeLCL(), three, two, ProbeSettings("three", "two"))
+    with pytest.raises(ValueError, match="unknown features"):
+        reduce_features("mean", torch.ones(1, 2), torch.ones(1, 2, 2))  # type: ignore[arg-type]
