@@ -28,11 +28,11 @@ COPY . .
 RUN git config --system --add safe.directory /workspace \
     && uv pip install --no-cache --no-deps --editable .
 
-# Nobody needs root to train. runs/ and datasets/ are where launch/docker.sh mounts the host's folders; home is open
+# Nobody needs root to train. runs/ and data/ are where launch/docker.sh mounts the host's folders; home is open
 # to any user id: Triton and torch.compile keep their kernels there, and --user brings the host's id.
 RUN useradd --create-home --uid 1000 lcl \
-    && mkdir -p runs datasets \
-    && chown lcl:lcl runs datasets \
+    && mkdir -p runs data \
+    && chown lcl:lcl runs data \
     && chmod 1777 /home/lcl
 ENV HOME=/home/lcl \
     USER=lcl

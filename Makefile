@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV ?= .venv
 READY := $(VENV)/.installed
+REAL := data/real
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH"
 
 # Another project's modules must not shadow the environment's, and byte code is worth caching: importing
@@ -39,13 +40,23 @@ lint: $(READY)
 
 check: lint test ## ruff, pyright and the tests
 
-real: $(READY) ## train and measure on real pages and pictures from Debian packages (Debian or Ubuntu)
-	@$(RUN) scripts/real.sh
+real: $(REAL)/pages/train/index.json $(REAL)/stamps/train/index.json ## train on real pages, test on pictures held out (Debian or Ubuntu)
+	@$(RUN) composer train.py yamls/pretrain/pages_tiny.yaml \
+		data.train.local=$(REAL)/pages/train data.eval.local=$(REAL)/stamps/held_out
+
+$(REAL)/packages/.fetched: scripts/fetch_real.sh
+	@scripts/fetch_real.sh $(@D) && touch $@
+
+$(REAL)/pages/train/index.json: | $(READY) $(REAL)/packages/.fetched
+	@$(RUN) lcl convert html $(REAL)/packages/usr/share/gimp/2.0/help/en $(REAL)/pages --held-out 0.1
+
+$(REAL)/stamps/train/index.json: | $(READY) $(REAL)/packages/.fetched
+	@$(RUN) lcl convert captions $(REAL)/packages/usr/share/tuxpaint/stamps $(REAL)/stamps --held-out 0.25
 
 lock: $(READY) ## pin anew what pyproject.toml asks for, keeping the versions that still fit (needs uv)
 	@$(RUN) uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
 		--custom-compile-command 'make lock' --no-annotate --quiet --output-file constraints.txt
 
-clean: ## remove the environment and the caches; runs/ and datasets/ stay
+clean: ## remove the environment and the caches; runs/ and data/ stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -55,7 +55,7 @@ def test_docker_shares_memory_and_keeps_the_user(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--shm-size 16g" in done.stdout
     assert f"--user {os.getuid()}:{os.getgid()}" in done.stdout
-    assert f"--volume {tmp_path / 'data'}:/workspace/datasets" in done.stdout
+    assert f"--volume {tmp_path / 'data'}:/workspace/data" in done.stdout
     assert "--gpus all" in done.stdout
     assert "--env WANDB_API_KEY" in done.stdout
     assert "secret" not in done.stdout
