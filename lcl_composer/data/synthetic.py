@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,6 +11,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from lcl_composer.data.document import Document, Image, Segment, Text
+from lcl_composer.data.folders import whole_folder
 from lcl_composer.data.synthetic_scenes import Scene, draw_scene, render
 from lcl_composer.data.synthetic_text import after, before, opening
 from lcl_composer.data.writer import DocumentWriter
@@ -132,21 +131,15 @@ def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool
     Raises:
         DataError: If ``out`` holds something that no generator made.
     """
-    target, partial = Path(out), Path(f"{out.rstrip(os.sep)}.partial")
-    settings = generator.settings()
+    target, settings = Path(out), generator.settings()
     if target.exists() and any(target.iterdir()):
         if not (target / _SETTINGS_FILE).is_file():
-            raise DataError(
-                f"{out}: holds files that no generator made; choose another folder or empty this one"
-            )
+            raise DataError(f"{out}: holds files that no generator made; choose another folder or empty it")
         if json.loads((target / _SETTINGS_FILE).read_text()) == settings:
             return
-    shutil.rmtree(partial, ignore_errors=True)
-    with DocumentWriter(str(partial)) as writer:
-        total = generator.documents_count
-        for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=not progress):
-            writer.write(document)
-    (partial / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    with whole_folder(target) as partial:
+        with DocumentWriter(str(partial)) as writer:
+            total = generator.documents_count
+            for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=not progress):
+                writer.write(document)
+        (partial / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from random import Random
 
+from lcl_composer.data.folders import whole_folder
 from lcl_composer.data.synthetic_scenes import COLOURS, SHAPES, draw_probe_scene, render
 
 
@@ -30,17 +30,20 @@ def write_probe_images(
         train_per_class: Pictures a class to fit the probe on.
         val_per_class: Pictures a class to measure it on.
     """
-    target, partial = Path(folder), Path(f"{folder.rstrip('/')}.partial")
+    target = Path(folder)
     if target.exists():
         return
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, count in (("train", train_per_class), ("val", val_per_class)):
-        for name in probe_classes():
-            place = partial / split / name
-            place.mkdir(parents=True)
-            colour, shape = name.split("_")
-            rng = Random(f"probe/{seed}/{split}/{name}")
-            for number in range(count):
-                scene = draw_probe_scene(rng, f"probe_{split}", colour, shape)
-                (place / f"{number:04d}.png").write_bytes(render(scene, image_size, rng))
-    partial.rename(target)
+    with whole_folder(target) as partial:
+        for split, count in (("train", train_per_class), ("val", val_per_class)):
+            for name in probe_classes():
+                _write_class(
+                    partial / split / name, count, image_size, Random(f"probe/{seed}/{split}/{name}")
+                )
+
+
+def _write_class(place: Path, count: int, image_size: int, rng: Random) -> None:
+    split, (colour, shape) = place.parent.name, place.name.split("_")
+    place.mkdir(parents=True)
+    for number in range(count):
+        scene = draw_probe_scene(rng, f"probe_{split}", colour, shape)
+        (place / f"{number:04d}.png").write_bytes(render(scene, image_size, rng))

@@ -1,0 +1,35 @@
+"""Folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from lcl_composer.data.folders import whole_folder
+
+
+def test_the_folder_appears_at_the_end_only(tmp_path):
+    target = tmp_path / "deep" / "set"
+    with whole_folder(target) as partial:
+        (partial / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "a").read_text() == "1"
+    assert not partial.exists()
+
+
+def test_an_error_leaves_the_old_folder_and_the_next_run_starts_afresh(tmp_path):
+    target = tmp_path / "set"
+    target.mkdir()
+    (target / "old").write_text("kept")
+
+    def fail() -> None:
+        with whole_folder(target) as partial:
+            (partial / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in target.iterdir()] == ["old"]
+    with whole_folder(target) as partial:
+        assert not list(partial.iterdir())
+        (partial / "new").write_text("x")
+    assert [p.name for p in target.iterdir()] == ["new"]
