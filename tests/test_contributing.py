@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
@@ -24,4 +25,4 @@ def test_the_callback_of_the_guide_logs_the_norm_of_the_weights() -> None:
     torch.nn.init.constant_(model.bias, 1.0)
     logged: dict[str, float] = {}
     callback.act(SimpleNamespace(model=model), SimpleNamespace(log_metrics=logged.update))
-    assert logged == {"weight_norm": 3.0}  # sqrt(4 + 4 + 1)
+    assert logged == pytest.approx({"weight_norm": 3.0})  # sqrt(4 + 4 + 1)
