@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -80,8 +81,9 @@ class Registry(Generic[T]):
         return {key: parameter for key, parameter in own.items() if key not in self.injected}
 
     def describe(self, name: str) -> str:
-        """Return the first line of the component's docstring."""
-        return (inspect.getdoc(self.get(name)) or "").strip().split("\n")[0]
+        """Return the first line of the component's docstring, its markup removed."""
+        line = (inspect.getdoc(self.get(name)) or "").strip().split("\n")[0]
+        return re.sub(r"(?::\w+:)?`+[~.]*([^`<]+?)(?: *<[^>]*>)?`+_*", r"\1", line)
 
     def problems(self, spec: Mapping[str, Any]) -> list[Problem]:
         """Check ``{"name": ..., **parameters}`` against the constructor: unknown, missing, wrong type."""
@@ -212,4 +214,26 @@ converters: Registry[Any] = Registry(
         "captions": "lcl_composer.data.convert.captions:convert_captions",
     },
 )
-evaluators: Registry[Any] = Registry("evaluator", {})
+evaluators: Registry[Any] = Registry(
+    "evaluation",
+    {
+        "probe": "lcl_composer.evaluation.probe:ProbeSettings",
+        "retrieval": "lcl_composer.evaluation.retrieval:RetrievalSettings",
+    },
+)
+
+#: Every table, by the name that `lcl list` takes.
+REGISTRIES: dict[str, Registry[Any]] = {
+    "encoders": encoders,
+    "poolers": poolers,
+    "language_models": language_models,
+    "tokenizers": tokenizers,
+    "optimizers": optimizers,
+    "schedulers": schedulers,
+    "algorithms": algorithms,
+    "callbacks": callbacks,
+    "loggers": loggers,
+    "evaluators": evaluators,
+    "generators": generators,
+    "converters": converters,
+}

@@ -100,7 +100,7 @@ def _schema_problems(error: ValidationError, values: Any) -> dict[Key, str]:
         if item["type"] == "default_factory_not_called":
             continue  # follows from another problem
         if item["type"] == "extra_forbidden":
-            text = f"unknown key; {did_you_mean(key[-1], known_keys(key[:-1], values) or [])}"
+            text = f"unknown key; {_advice(key, values)}"
         elif item["type"] == "missing":
             text = "missing; give it a value"
         elif item["type"] != "value_error":
@@ -108,6 +108,12 @@ def _schema_problems(error: ValidationError, values: Any) -> dict[Key, str]:
         before = problems.get(key)
         problems[key] = f"{before.rpartition(', got ')[0]}; or {text}" if before else text
     return problems
+
+
+def _advice(key: Key, values: Any) -> str:
+    if "." in key[-1]:
+        return "in a file write nested mappings; dotted keys are for the command line"
+    return did_you_mean(key[-1], known_keys(key[:-1], values) or [])
 
 
 def _data_key(loc: tuple[int | str, ...], values: Any, missing: bool) -> Key:

@@ -6,6 +6,7 @@ It is looser than the check of a run: a file may leave out what another one sets
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lcl_composer.config.diagnose import COMPONENTS, TABLES
@@ -35,7 +36,7 @@ def _expand(node: dict[str, Any], definitions: dict[str, Any], key: Key) -> dict
         node["anyOf"] = [_expand(member, definitions, key) for member in node["anyOf"]]
         return node
     properties = {k: _expand(v, definitions, (*key, k)) for k, v in node.get("properties", {}).items()}
-    if key in COMPONENTS:
+    if key in COMPONENTS and "name" in properties:
         properties["name"]["enum"] = sorted(COMPONENTS[key].entries)
     elif key in TABLES:
         properties = _entries(TABLES[key])
@@ -53,3 +54,8 @@ def _loose(node: dict[str, Any]) -> dict[str, Any]:
     members = node.pop("anyOf", None) or [node]
     extra = [m for m in ({"type": "null"}, _INTERPOLATION) if m not in members]
     return described | {"anyOf": [*members, *extra]}
+
+
+def schema_text() -> str:
+    """Return the schema as the text of yamls/schema.json."""
+    return json.dumps(editor_schema(), indent=2) + "\n"

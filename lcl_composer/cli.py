@@ -1,0 +1,84 @@
+"""The command line, `lcl`: one verb a function, each a few lines over the library.
+
+Verbs import what they need when they run: torch and Composer cost seconds, and most verbs do without.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lcl_composer.commands.convert import ConvertGroup
+from lcl_composer.errors import LCLError
+
+
+class ErrorGroup(TyperGroup):
+    """Prints an LCLError as its message alone and exits with 2; other errors keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except LCLError as error:
+            typer.secho(f"error: {error}", err=True, fg="red")
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=ErrorGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+app.add_typer(
+    typer.Typer(cls=ConvertGroup, callback=lambda: None, no_args_is_help=True),
+    name="convert",
+    help="Convert a source into MDS shards of Documents.",
+)
+
+Config = Annotated[Path, typer.Argument(metavar="YAML", help="The experiment.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="a.b=c", help="Settings laid over it.")]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train, in this process; `composer train.py YAML` does it on every device."""
+    from lcl_composer.build import build_trainer
+    from lcl_composer.config import compose
+
+    build_trainer(compose(config, overrides or [])).fit()
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Devices the run will have.")] = 1,
+) -> None:
+    """Print a run's settings with the source of each, its model's size and what a batch holds."""
+    from lcl_composer.commands.check import print_check
+
+    print_check(config, overrides or [], ranks)
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="encoders, callbacks, ...; without: the kinds.")] = None,
+) -> None:
+    """Print the components of a kind: names, parameters with defaults, what they do."""
+    from lcl_composer.commands.listing import print_components, print_kinds
+
+    print_components(kind) if kind else print_kinds()
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Argument(help="File to write; without: standard output.")] = None,
+) -> None:
+    """Print the JSON schema with which editors check and complete YAMLs."""
+    from lcl_composer.config.editor_schema import schema_text
+
+    if out:
+        out.write_text(schema_text())
+    else:
+        typer.echo(schema_text(), nl=False)

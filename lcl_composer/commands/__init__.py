@@ -1,0 +1,1 @@
+"""What the verbs of `lcl` print: rendering only, no logic of the library."""

@@ -1,0 +1,98 @@
+"""`lcl check`: what a run would be, without its data and without memory for its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, compose
+from lcl_composer.config.checks import effective_negatives
+from lcl_composer.errors import DataError
+
+
+def print_check(path: Path, overrides: list[str], ranks: int) -> None:
+    """Print the resolved settings with their sources, parameters a part, and what a batch holds.
+
+    Raises:
+        ConfigError: Anything about the settings is wrong.
+    """
+    composed = compose(path, overrides)
+    check_batch_divides(composed.run, ranks)
+    sizes, tokens_per_image, note = model_sizes(composed.run)
+    console = Console()
+    console.print(_settings(composed))
+    console.print(_sizes(sizes, note))
+    console.print(_batch(composed.run, ranks, tokens_per_image))
+
+
+def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
+    """Build the model on the meta device and count.
+
+    Returns:
+        Parameters by part, tokens an image, and what the counts leave out ("" for nothing).
+    """
+    import torch
+
+    from lcl_composer.build import build_model, build_tokenizer
+
+    try:
+        vocab_size, note = build_tokenizer(run).vocab_size, ""
+    except DataError as error:  # a tokenizer that the run itself will train
+        vocab_size, note = 2, f"without the vocabulary's rows: {error}"
+    with torch.device("meta"):
+        model = build_model(run, vocab_size)
+    parts = {name: getattr(model, name) for name in ("encoder", "pooler", "language_model")}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
+    tokens_per_image: Any = model.encoder.tokens_per_image
+    return sizes, tokens_per_image, note
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values; an empty mapping counts as a value."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _settings(composed: ComposedConfig) -> Table:
+    table = Table("setting", "value", "source", title="Settings", title_justify="left")
+    for key, value in leaves(composed.run.model_dump(mode="json")):
+        source = composed.source(key)
+        table.add_row(key, escape(_yaml(value)), escape(source), style="dim" if source == "default" else "")
+    return table
+
+
+def _yaml(value: Any) -> str:
+    words: dict[Any, str] = {None: "null", True: "true", False: "false"}
+    return words.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+
+
+def _sizes(sizes: dict[str, int], note: str) -> Table:
+    table = Table("part", "parameters", title="Model", title_justify="left", caption=escape(note))
+    for name, count in {**sizes, "total": sum(sizes.values())}.items():
+        table.add_row(name, f"{count:,}")
+    return table
+
+
+def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
+    documents, micro = run.global_train_batch_size, run.device_train_microbatch_size
+    images = run.data.max_tokens // (tokens_per_image + 2)
+    table = Table("a batch", "", title=f"Batch on {ranks} rank{'s'[: ranks > 1]}", title_justify="left")
+    table.add_row("documents", f"{documents:,} ({documents // ranks:,} a rank)")
+    table.add_row("tokens, at most", f"{documents * run.data.max_tokens:,}")
+    table.add_row("images, at most", f"{documents * images:,} ({images} a document)")
+    negatives = effective_negatives(run, ranks)
+    how = f"microbatch {micro} x {ranks} ranks" if negatives < documents else "the whole batch"
+    if run.loss.contrastive_weight:
+        table.add_row("documents an image is contrasted in", f"{negatives:,} ({how})")
+    else:
+        table.add_row("documents an image is contrasted in", "none (loss.contrastive_weight is 0)")
+    return table

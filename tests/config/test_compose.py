@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lcl_composer.config import ComposedConfig, compose
+from lcl_composer.errors import ConfigError
+
+YAMLS = Path(__file__).parents[2] / "yamls"
+EXPERIMENTS = sorted(
+    path
+    for path in YAMLS.rglob("*.yaml")
+    if path.parent.name not in {"model", "data", "optim"} and path.name != "base.yaml"
+)
+BASE = YAMLS / "pretrain" / "vit_b32_laion.yaml"
+
+
+@pytest.fixture(autouse=True)
+def data_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "/data")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def experiment(tmp_path: Path, text: str, extends: tuple[str, ...] = ()) -> Path:
+    files = ", ".join([str(BASE), *extends])
+    return write(tmp_path / "experiment.yaml", f"extends: [{files}]\n{text}")
+
+
+def problems(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(path, list(overrides))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(YAMLS)))
+def test_every_experiment_composes(path: Path) -> None:
+    overrides = ["data.train.local=/x"] if path.name == "pages_tiny.yaml" else []
+    assert compose(path, overrides).run.run_name == path.stem
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(YAMLS)))
+def test_experiments_are_short_and_open_with_their_command(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    comment = "\n".join(line for line in lines if line.startswith("#"))
+    assert len(lines) < 30
+    assert f"composer train.py yamls/{path.relative_to(YAMLS)}" in comment
+    assert all(word in comment for word in ("$schema=", "Hardware:", "Hours:", "Expected result:"))
+
+
+@pytest.mark.parametrize("path", sorted(YAMLS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(YAMLS)))
+def test_no_yaml_names_a_site(path: Path) -> None:
+    text = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
+    assert ": /" not in text
+    assert "://" not in text
+
+
+def test_authors_recipe() -> None:
+    run = compose(YAMLS / "pretrain" / "vit_b32_mmc4.yaml").run
+    assert run.optimizer.spec() == {
+        "name": "adamw",
+        "lr": 3e-4,
+        "betas": [0.9, 0.98],
+        "eps": 1e-6,
+        "weight_decay": 0.2,
+    }
+    assert run.data.max_tokens == run.model.language_model.spec()["max_position_embeddings"] == 2048
+    assert (run.loss.contrastive_weight, run.loss.generation_weight) == (0.1, 1.0)
+
+
+def test_later_files_win_and_mappings_merge(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.yaml", "seed: 1\nloss: {contrastive_weight: 0.5}\n")
+    two = write(tmp_path / "two.yaml", "seed: 2\nloss: {generation_weight: 0.5}\n")
+    run = compose(experiment(tmp_path, "", (str(one), str(two)))).run
+    assert run.seed == 2
+    assert (run.loss.contrastive_weight, run.loss.generation_weight) == (0.5, 0.5)
+    assert compose(experiment(tmp_path, "seed: 3", (str(one), str(two)))).run.seed == 3
+    assert compose(experiment(tmp_path, "seed: 3", (str(one),)), ["seed=4"]).run.seed == 4
+
+
+def test_lists_replace(tmp_path: Path) -> None:
+    run = compose(experiment(tmp_path, "optimizer: {betas: [0.5, 0.6]}")).run
+    assert run.optimizer.spec()["betas"] == [0.5, 0.6]
+    assert run.optimizer.spec()["lr"] == 5e-4
+
+
+def test_null_removes(tmp_path: Path) -> None:
+    run = compose(
+        experiment(tmp_path, "callbacks: {lr_monitor: null}\nseed: null"), ["optimizer.eps=null"]
+    ).run
+    assert set(run.callbacks) == {"speed_monitor"}
+    assert run.seed == 17
+    assert "eps" not in run.optimizer.spec()
+
+
+def test_null_can_be_set_again(tmp_path: Path) -> None:
+    run = compose(experiment(tmp_path, "callbacks: {lr_monitor: null}"), ["callbacks.lr_monitor={}"]).run
+    assert set(run.callbacks) == {"speed_monitor", "lr_monitor"}
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    run = compose(BASE, ["optimizer.lr=1e-4", "data.train.shuffle=false", "optimizer.betas=[0.9,0.95]"]).run
+    assert run.optimizer.spec()["lr"] == 1e-4
+    assert run.data.train.shuffle is False
+    assert run.optimizer.spec()["betas"] == [0.9, 0.95]
+
+
+def test_exponent_without_a_point_is_a_number(tmp_path: Path) -> None:
+    assert compose(experiment(tmp_path, "optimizer: {lr: 1e-4}")).run.optimizer.spec()["lr"] == 1e-4
+
+
+def test_interpolation_follows_overrides() -> None:
+    run = compose(BASE, ["model.encoder.image_size=96", "data.max_tokens=64"]).run
+    assert run.data.image_size == 96
+    assert run.model.language_model.spec()["max_position_embeddings"] == 64
+
+
+def test_sources(tmp_path: Path) -> None:
+    path = experiment(tmp_path, "seed: 3\ndata:\n  max_tokens: 64\n")
+    composed = compose(path, ["global_train_batch_size=16"])
+    assert composed.source("seed") == f"{path}:2"
+    assert composed.source("data.max_tokens") == f"{path}:4"
+    assert composed.source("global_train_batch_size") == "command line"
+    assert composed.source("optimizer.lr").endswith("yamls/optim/lcl.yaml:3")
+    assert composed.source("precision") == "default"
+
+
+def test_the_resolved_yaml_composes_to_the_same_run(tmp_path: Path) -> None:
+    composed: ComposedConfig = compose(BASE, ["data.eval={local: /x}"])
+    again = compose(write(tmp_path / "config.yaml", composed.to_yaml()))
+    assert again.run == composed.run
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: [absent.yaml]\n", "experiment.yaml:1: extends: no file"),
+        ("seed: 1\nextends: base.yaml\n", "experiment.yaml:2: extends: must be a list of files"),
+        ("seed: 1\nseed: 2\n", "experiment.yaml:2: not valid YAML: found duplicate key"),
+        ("a: [1\n", "experiment.yaml:2: not valid YAML"),
+        ("- 1\n", "experiment.yaml: must be a mapping"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    assert message in problems(write(tmp_path / "experiment.yaml", text))
+
+
+def test_cycles_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "extends: [b.yaml]\n")
+    write(tmp_path / "b.yaml", "extends: [a.yaml]\n")
+    assert "a.yaml -> " in problems(tmp_path / "a.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert problems(tmp_path / "absent.yaml").endswith(
+        "absent.yaml: cannot be read: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "optimizer.betas=[1"])
+def test_broken_overrides_are_named(override: str) -> None:
+    assert f"command line: {override!r}" in problems(BASE, override)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lcl_composer.config import RunConfig, check_batch_divides, compose
+from lcl_composer.config.checks import effective_negatives
+from lcl_composer.errors import ConfigError
+from tests.config.test_compose import BASE, data_root, experiment, problems
+
+__all__ = ["data_root"]
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    path = experiment(
+        tmp_path,
+        """
+loss:
+  contrastive_wieght: 0.1
+  generation_weight: "1e-4"
+data:
+  train: {local: "${oc.env:LCL_UNSET}", shuffle: "false"}
+optimizer:
+  lrr: 1e-4
+  amsgrad: "no"
+callbacks:
+  speed_monitr: {}
+  memory_monitor: {x: 1}
+device_train_microbatch_size: atuo
+max_duration: 3
+run_name: null
+""",
+    )
+    message = problems(path, "seeed=3")
+    expected = [
+        ":4: loss.contrastive_wieght: unknown key; did you mean 'contrastive_weight'?",
+        ":5: loss.generation_weight: should be a valid number, got '1e-4'",
+        ":7: data.train.local: cannot resolve ${oc.env:LCL_UNSET}: the environment variable LCL_UNSET is not",
+        ":7: data.train.shuffle: should be a valid boolean, got 'false'",
+        ":9: optimizer.lrr: unknown parameter of optimizer 'adamw'; did you mean 'lr'?",
+        ":10: optimizer.amsgrad: optimizer 'adamw' takes bool, got 'no'",
+        ":12: callbacks.speed_monitr: unknown callback 'speed_monitr'; did you mean 'speed_monitor'?",
+        ":13: callbacks.memory_monitor.x: unknown parameter of callback 'memory_monitor'",
+        ":14: device_train_microbatch_size: should be a valid integer; or should be 'auto', got 'atuo'",
+        ":15: max_duration: should be a time such as 2000ba, 3ep or 0.5dur, got 3",
+        ":16: run_name: missing",
+        "command line: seeed: unknown key; did you mean 'seed'?",
+    ]
+    lines = message.splitlines()
+    assert lines[0] == f"{len(expected)} problems in the configuration:"
+    places = [next((i for i, line in enumerate(lines) if text in line), None) for text in expected]
+    assert places == sorted(range(1, len(lines))), message
+    assert all(f"{path}:" in line for line in lines[1:-1])
+
+
+def test_one_problem_is_one_line() -> None:
+    assert problems(BASE, "seeed=3") == "command line: seeed: unknown key; did you mean 'seed'?"
+
+
+def test_missing_values_are_named(tmp_path: Path) -> None:
+    message = problems(experiment(tmp_path, "tokenizer: null\nmodel: {encoder: {model_name: null}}"))
+    assert "experiment.yaml:2: tokenizer: missing; give it a value" in message
+    assert "model.encoder.model_name: missing; encoder 'timm' needs it" in message
+
+
+def test_a_mandatory_mark_must_be_filled(tmp_path: Path) -> None:
+    path = experiment(tmp_path, "data: {train: {local: '???'}}")
+    assert problems(path) == f"{path}:2: data.train.local: missing; give it a value"
+
+
+def test_interpolations_that_lead_nowhere(tmp_path: Path) -> None:
+    message = problems(
+        experiment(
+            tmp_path, "seed: ${nowhere}\nsave_interval: ${eval_interval}\neval_interval: ${save_interval}"
+        )
+    )
+    assert "experiment.yaml:2: seed: cannot resolve ${nowhere}" in message
+    assert "save_interval: cannot resolve ${eval_interval}: " in message
+
+
+def test_a_null_that_removes_nothing_is_a_typo(tmp_path: Path) -> None:
+    path = experiment(tmp_path, "optimizer: {epps: null}\nsede: null\ncallbacks:\n  memory_monitor:\n")
+    assert problems(path).splitlines()[1:] == [
+        f"  {path}:2: optimizer.epps: unknown key; did you mean 'eps'?",
+        f"  {path}:3: sede: unknown key; did you mean 'seed'?",
+        f"  {path}:5: callbacks.memory_monitor: nothing to remove; to add it write memory_monitor: {{}}",
+    ]
+
+
+def test_a_dotted_key_in_a_file(tmp_path: Path) -> None:
+    assert "write nested mappings" in problems(experiment(tmp_path, "data.max_tokens: 64"))
+
+
+@pytest.mark.parametrize("name", ["os:system", "lcl_composer.models.encoder:TimmEncoder", "../x"])
+def test_import_paths_are_no_names(name: str) -> None:
+    assert f"unknown encoder {name!r}" in problems(BASE, f"model.encoder.name={name}")
+
+
+def test_the_programs_own_parameters_are_refused() -> None:
+    assert "vocab_size: is set by the program" in problems(BASE, "model.language_model.vocab_size=3")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device_train_microbatch_size=auto", "device_train_microbatch_size: auto would change the number"),
+        ("data.image_size=64", "data.image_size: is 64, but the encoder takes 224 pixels"),
+        ("loss.logit_scale_max=10", "loss.logit_scale_init: is above logit_scale_max"),
+        ("model.language_model.max_position_embeddings=77", "data.max_tokens: is 128, beyond"),
+        ("global_train_batch_size=0", "should be greater than 0"),
+        ("run_name=a/b", "run_name: "),
+    ],
+)
+def test_relations_between_settings(override: str, message: str) -> None:
+    assert message in problems(BASE, override)
+
+
+def test_auto_microbatching_without_contrast_is_allowed() -> None:
+    run = compose(BASE, ["device_train_microbatch_size=auto", "loss.contrastive_weight=0"]).run
+    assert run.device_train_microbatch_size == "auto"
+
+
+def sized(batch: int, micro: int | None = None) -> RunConfig:
+    overrides = [f"global_train_batch_size={batch}"]
+    return compose(BASE, overrides + ([f"device_train_microbatch_size={micro}"] if micro else [])).run
+
+
+def test_batch_must_divide_over_the_ranks() -> None:
+    check_batch_divides(sized(64), 8)
+    with pytest.raises(ConfigError, match="64 documents do not divide over 3 ranks; use 63 or 66"):
+        check_batch_divides(sized(64), 3)
+    with pytest.raises(ConfigError, match=r"use 8$"):
+        check_batch_divides(sized(4), 8)
+
+
+def test_effective_negatives() -> None:
+    assert effective_negatives(sized(64), 4) == 64
+    assert effective_negatives(sized(64, 4), 4) == 16
+    assert effective_negatives(sized(64, 40), 4) == 64
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        sized(64).seed = 3  # type: ignore[misc]
