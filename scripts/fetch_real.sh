@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fetches the real documents of `make real` from Debian packages and unpacks them, without root:
-#   scripts/fetch_real.sh OUT  ->  OUT/pages (web pages with images), OUT/stamps (captioned images)
+#   scripts/fetch_real.sh OUT  ->  OUT/usr/share/gimp/2.0/help/en  (web pages with images)
+#                                  OUT/usr/share/tuxpaint/stamps   (captioned images)
 set -euo pipefail
 
 if [[ $# -ne 1 ]]; then
@@ -18,10 +19,10 @@ done
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 
-# fetch PACKAGE PATH-IN-PACKAGE NAME: does nothing if OUT/NAME is there, which only a whole unpacking makes.
+# fetch PACKAGE PATH: does nothing if OUT/PATH is there, which only a whole unpacking makes.
 fetch() {
-  if [[ -d "$out/$3" ]]; then
-    echo "$out/$3 is there already"
+  if [[ -d "$out/$2" ]]; then
+    echo "$out/$2 is there already"
     return
   fi
   local work
@@ -35,9 +36,10 @@ fetch() {
     exit 1
   fi
   dpkg-deb -x "$work"/*.deb "$work/root"
-  mv "$work/root/$2" "$out/$3"
+  mkdir -p "$(dirname "$out/$2")"
+  mv "$work/root/$2" "$out/$2"
   rm -rf "$work"
 }
 
-fetch gimp-help-en usr/share/gimp/2.0/help/en pages
-fetch tuxpaint-stamps-default usr/share/tuxpaint/stamps stamps
+fetch gimp-help-en usr/share/gimp/2.0/help/en
+fetch tuxpaint-stamps-default usr/share/tuxpaint/stamps
