@@ -12,7 +12,6 @@ agree. Time is the median over alternating steps; peak memory is that of a fresh
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -180,7 +179,9 @@ def run_one(arguments: argparse.Namespace) -> None:
     side = SIDES[arguments.only](arguments.workload)
     for layouts, pixels in make_batches(arguments.workload, arguments.data, 2):
         step(side, side.batch(layouts, pixels))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    # Not getrusage: its peak is inherited from the parent that started this process.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -207,15 +208,13 @@ def compare(arguments: argparse.Namespace) -> None:
     times = {name: statistics.median(values) for name, values in seconds.items()}
     pairs = [ours / padded for ours, padded in zip(seconds["ours"], seconds["padded"], strict=True)]
     memory = {name: peak_memory(arguments, name) for name in SIDES}
-    print(
-        f"{arguments.workload}: {arguments.steps} steps, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    print(
-        f"time    ours {times['ours']:.2f} s   padded {times['padded']:.2f} s   ratio {statistics.median(pairs):.3f}"
-    )
-    print(
-        f"memory  ours {memory['ours']:.2f} GB  padded {memory['padded']:.2f} GB  ratio {memory['ours'] / memory['padded']:.3f}"
-    )
+    print(f"{arguments.workload}: {arguments.steps} steps, {torch.get_num_threads()} threads")
+    for what, unit, values, ratio in (
+        ("time", "s", times, statistics.median(pairs)),
+        ("peak memory", "GB", memory, memory["ours"] / memory["padded"]),
+    ):
+        ours, padded = values["ours"], values["padded"]
+        print(f"{what:12s} ours {ours:.2f} {unit}, padded {padded:.2f} {unit}, ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":

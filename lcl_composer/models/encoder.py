@@ -144,14 +144,16 @@ class TransformersEncoder(Encoder):
 
         super().__init__()
         try:
-            config = AutoConfig.for_model(model_type, image_size=image_size, **(model_args or {}))
-            self.backbone = (
-                AutoModel.from_pretrained(pretrained) if pretrained else AutoModel.from_config(config)
-            )
+            if pretrained:
+                self.backbone = AutoModel.from_pretrained(pretrained)
+            else:
+                config = AutoConfig.for_model(model_type, image_size=image_size, **(model_args or {}))
+                self.backbone = AutoModel.from_config(config)
         except (ValueError, OSError) as error:
-            raise ConfigError(
-                f"model.encoder: transformers could not build {model_type!r}: {error}"
-            ) from error
+            raise ConfigError(f"model.encoder: transformers cannot build {model_type!r}: {error}") from error
+        if self.backbone.config.image_size != image_size:
+            size = self.backbone.config.image_size
+            raise ConfigError(f"model.encoder.image_size is {image_size}, but {pretrained!r} takes {size}")
         self.image_size, self.width = image_size, self.backbone.config.hidden_size
         patch = getattr(self.backbone.config, "patch_size", None)
         if not isinstance(patch, int):

@@ -42,7 +42,7 @@ class TransformersLM(nn.Module):
         model_args: Further fields of the architecture's config, such as ``{num_key_value_heads: 2}``.
 
     Raises:
-        ConfigError: If transformers knows no such architecture, refuses a field, or the pretrained sizes differ.
+        ConfigError: If transformers knows no such architecture or field, or the pretrained sizes differ.
     """
 
     def __init__(
@@ -114,8 +114,9 @@ def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_
     try:
         config = AutoConfig.for_model(model_type, **{**fields, **model_args})
     except ValueError as error:
-        message = f"model.language_model.model_type: transformers has no {model_type!r}; try opt, gpt2, llama or qwen2"
-        raise ConfigError(message) from error
+        raise ConfigError(
+            f"model.language_model.model_type: transformers has no {model_type!r}; try opt, gpt2 or llama"
+        ) from error
     unknown = sorted(set(model_args) - set(config.__class__().to_dict()) - {"_remove_final_layer_norm"})
     if unknown:
         raise ConfigError(f"model.language_model.model_args: {model_type} has no field {', '.join(unknown)}")

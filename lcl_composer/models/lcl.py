@@ -92,7 +92,7 @@ class LCLModel(LCLNetwork, ComposerModel):
         return {**losses, "total": self._weighted(losses, outputs)}
 
     def _weighted(self, losses: dict[str, Tensor], outputs: LCLOutputs) -> Tensor:
-        """The weighted sum; what no loss uses enters times 0, so that every parameter has a gradient (DDP)."""
+        """The weighted sum; what no loss uses enters times 0: DDP wants every gradient."""
         weights = {"contrastive": self.contrastive_weight, "generation": self.generation_weight}
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         unused: list[Tensor] = []

@@ -124,7 +124,7 @@ def to_released(ours: dict[str, Tensor]) -> dict[str, Tensor]:
             released[f"{side}.transformer.resblocks.{layer[2]}.{part}{layer[4]}"] = tensor
         else:
             raise DataError(
-                f"released layout: no counterpart for {name!r}; it needs a timm CLIP ViT encoder and an OPT language model"
+                f"released layout: no counterpart for {name!r}; it needs a timm CLIP ViT and an OPT"
             )
     return released
 
