@@ -103,8 +103,8 @@ def _split(labels: Tensor, share: float = 0.2) -> tuple[Tensor, Tensor]:
 def choose_l2(features: Tensor, labels: Tensor, classes: int) -> float:
     """The strength of :data:`L2_GRID` with the best accuracy on a held-out fifth of the training part.
 
-    Ties go to the lower cross-entropy there. Where classes are too small to hold anything out (fewer than five
-    images each), the middle of the grid is taken.
+    Ties go to the lower cross-entropy there. Where classes are too small to hold anything out (fewer than
+    five images each), the middle of the grid is taken.
     """
     fit, choose = _split(labels)
     if len(choose) == 0:

@@ -1,0 +1,31 @@
+"""Draw the training curves when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from lcl_composer.report.curves import plot_curves
+from lcl_composer.report.metrics_file import read_metrics
+
+
+class Curves(Callback):
+    """Write ``plots/curves.png`` into the run folder at the end of training, from ``metrics.jsonl``.
+
+    The file is read, not the memory of this process: the curves of a resumed run are whole.
+
+    Args:
+        folder: The run folder, ``runs/NAME``.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Draw (rank 0)."""
+        if dist.get_global_rank() == 0:
+            rows = read_metrics(self.folder / "metrics.jsonl")
+            plot_curves(rows, self.folder / "plots" / "curves.png", state.run_name)
