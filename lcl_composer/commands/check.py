@@ -92,7 +92,7 @@ def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     negatives = effective_negatives(run, ranks)
     how = f"microbatch {micro} x {ranks} ranks" if negatives < documents else "the whole batch"
     if run.loss.contrastive_weight:
-        table.add_row("documents an image is contrasted in", f"{negatives:,} ({how})")
+        table.add_row("effective negatives", f"the images of {negatives:,} documents ({how})")
     else:
-        table.add_row("documents an image is contrasted in", "none (loss.contrastive_weight is 0)")
+        table.add_row("effective negatives", "none (loss.contrastive_weight is 0)")
     return table

@@ -50,8 +50,7 @@ def as_command(convert: Callable[..., Any]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         from rich.console import Console
 
-        positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        report = convert(*(values.pop(name) for name in positional), **values)
+        report = convert(**values)
         Console().print(report.table())
 
     command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
@@ -63,4 +62,7 @@ def argument_texts(docstring: str) -> dict[str, str]:
     """Return the descriptions in a Google docstring's ``Args`` by parameter."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE)
     entries = re.split(r"^ {4}(\w+): ", section[1], flags=re.MULTILINE)[1:] if section else []
-    return {name: " ".join(text.replace("``", "").split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+    return {
+        name: " ".join(text.replace("``", "").split())
+        for name, text in zip(entries[::2], entries[1::2], strict=True)
+    }
