@@ -13,13 +13,17 @@ from pathlib import Path
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that takes its place when the block ends without an error.
 
-    A process killed half-way leaves only ``<target>.partial``, which the next one throws away. What stood
-    at ``target`` is replaced: callers decide beforehand whether it may be.
+    An error leaves nothing new; a process killed half-way leaves only ``<target>.partial``, which the next
+    one throws away. What stood at ``target`` is replaced: callers decide beforehand whether it may be.
     """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)

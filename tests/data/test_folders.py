@@ -29,6 +29,9 @@ def test_an_error_leaves_the_old_folder_and_the_next_run_starts_afresh(tmp_path)
     with pytest.raises(RuntimeError):
         fail()
     assert [p.name for p in target.iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    (tmp_path / "set.partial").mkdir()  # what a killed process leaves
+    (tmp_path / "set.partial" / "half").write_text("x")
     with whole_folder(target) as partial:
         assert not list(partial.iterdir())
         (partial / "new").write_text("x")
