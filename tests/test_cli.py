@@ -10,6 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lcl_composer.cli import app
+from lcl_composer.commands.check import model_sizes
+from lcl_composer.config import compose
 
 YAMLS = Path(__file__).parents[1] / "yamls"
 LAION = str(YAMLS / "pretrain" / "vit_b32_laion.yaml")
@@ -56,6 +58,22 @@ def test_check_counts_without_a_tokenizer_that_is_not_trained_yet(tmp_path: Path
     output = lcl("check", str(YAMLS / "quickstart.yaml"), f"tokenizer.path={tmp_path}/absent.json")
     assert "without the vocabulary's rows" in output
     assert row(output, "encoder")[1].replace(",", "").isdigit()
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder", "tokens"),
+    [  # OpenCLIP's visual towers without their output projections
+        ("vit_b32", 87_849_216 - 768 * 512, 49),
+        ("vit_b16", 86_192_640 - 768 * 512, 196),
+        ("vit_l14", 303_966_208 - 1024 * 768, 256),
+        ("tiny", 823_040, 36),
+    ],
+)
+def test_every_model_builds_on_the_meta_device(tmp_path: Path, model: str, encoder: int, tokens: int) -> None:
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text(f"extends: [{LAION}, {YAMLS}/model/{model}.yaml]\n")
+    sizes, tokens_per_image, note = model_sizes(compose(experiment).run)
+    assert (sizes["encoder"], tokens_per_image, note) == (encoder, tokens, "")
 
 
 def test_problems_are_printed_without_a_traceback() -> None:

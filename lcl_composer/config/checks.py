@@ -38,9 +38,11 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
 
 def _setting(table: Registry[Any], component: Component, key: str, fallback: int) -> int:
     """Return a component's parameter: the YAML's, else its constructor's default, else the fallback."""
-    spec = component.spec()
-    parameter = table.parameters(component.name).get(key)
-    value = spec.get(key, parameter.default if parameter else fallback)
+    try:
+        parameter = table.parameters(component.name).get(key)
+    except ConfigError:  # reported where the name stands
+        return fallback
+    value = component.spec().get(key, parameter.default if parameter else fallback)
     return value if isinstance(value, int) else fallback
 
 

@@ -68,8 +68,8 @@ def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem],
     except ValidationError as error:
         problems |= _schema_problems(error, values)
     problems |= dict(_component_problems(values)) | dict(_null_problems(layers, values))
-    if run and not problems and not found:
-        problems |= dict(cross_problems(run))
+    if run:
+        problems = dict(cross_problems(run)) | problems
     known = {problem.key for problem in found}
     new = [
         ConfigProblem(_where(layers, key, file), key, text)

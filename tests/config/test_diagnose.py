@@ -116,6 +116,11 @@ def test_relations_between_settings(override: str, message: str) -> None:
     assert message in problems(BASE, override)
 
 
+def test_relations_are_reported_with_the_rest() -> None:
+    message = problems(BASE, "device_train_microbatch_size=auto", "optimizer.lrr=1", "model.encoder.name=tim")
+    assert message.startswith("3 problems")
+
+
 def test_auto_microbatching_without_contrast_is_allowed() -> None:
     run = compose(BASE, ["device_train_microbatch_size=auto", "loss.contrastive_weight=0"]).run
     assert run.device_train_microbatch_size == "auto"
