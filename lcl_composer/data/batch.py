@@ -27,7 +27,7 @@ class PackedBatch(TypedDict):
     image_starts: Tensor  # [I] int64; flat position of the image's first slot, -1: no loss sees its slots
     anchors: Tensor  # [I] int64; flat position of its <start_of_img>, -1: takes no part in L_con
     images_per_document: Tensor  # [D] int64; sums to I
-    totals: Tensor  # [3] int64; documents, targets, anchored images of the whole device batch (not microbatch)
+    totals: Tensor  # [3] int64; documents, targets, anchored images of the device batch (not microbatch)
     ids: list[str]  # [D] document ids
 
 

@@ -76,7 +76,11 @@ class Document:
                 segments.append(Image(blob[offset:end], entry.get("floats", False)))
                 offset = end
             else:
-                raise ValueError(f"document {record['id']!r}: segment with keys {sorted(entry)} is neither text nor image")
+                raise ValueError(
+                    f"document {record['id']!r}: segment with keys {sorted(entry)} is neither text nor image"
+                )
         if offset != len(blob):
-            raise ValueError(f"document {record['id']!r}: {len(blob)} image bytes, its segments name {offset}")
+            raise ValueError(
+                f"document {record['id']!r}: {len(blob)} image bytes, its segments name {offset}"
+            )
         return cls(record["id"], record["source"], tuple(segments))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ftfy
 import regex
@@ -241,16 +241,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
         raise DataError(
             f"tokenizer bpe: vocab_size = {vocab_size} holds no words; set it to more than {least}"
         )
-    tokenizer = tokenizers.Tokenizer(BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer: Any = tokenizers.Tokenizer(BPE())  # the stubs know no setters
+    steps = [normalizers.NFC(), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportCallIssue]
     # The prefix blank makes a text's first word the same token as that word further on.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=vocab_size,  # pyright: ignore[reportCallIssue]
+        special_tokens=list(SPECIAL_TOKENS),  # pyright: ignore[reportCallIssue]
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # pyright: ignore[reportCallIssue]
+        show_progress=False,  # pyright: ignore[reportCallIssue]
     )
     tokenizer.train_from_iterator(texts, trainer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

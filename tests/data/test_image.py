@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -123,7 +124,10 @@ def test_crops_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     blank, rng = Image.new("RGB", (120, 100)), np.random.default_rng(0)
     theirs = np.array(
-        [RandomResizedCrop.get_params(blank, list(CROP_SCALE), list(CROP_RATIO)) for _ in range(4000)]
+        [
+            RandomResizedCrop.get_params(cast(Any, blank), list(CROP_SCALE), list(CROP_RATIO))
+            for _ in range(4000)
+        ]
     )
     ours = np.array([draw_crop(120, 100, rng) for _ in range(4000)])[:, [1, 0, 3, 2]]
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.4)
@@ -133,7 +137,7 @@ def test_crops_are_distributed_as_torchvisions():
 def test_train_transform_is_torchvisions_resized_crop():
     image = noise(90, 70)
     left, top, w, h = draw_crop(90, 70, np.random.default_rng(5))
-    expected = resized_crop(image, top, left, h, w, [32, 32], InterpolationMode.BICUBIC)
+    expected = resized_crop(cast(Any, image), top, left, h, w, [32, 32], InterpolationMode.BICUBIC)
     got = train_transform(image, 32, np.random.default_rng(5))
     assert got.dtype == torch.uint8
     assert got.shape == (3, 32, 32)

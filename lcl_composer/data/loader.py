@@ -1,0 +1,190 @@
+"""The data loader of a run: a Document stream, its workers, and what Composer has to know about batches."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from composer.core import DataSpec
+from streaming import StreamingDataLoader
+
+from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.collate import Sample, collate, num_samples, num_tokens, split_batch
+from lcl_composer.data.interleave import LayoutRules
+from lcl_composer.data.stream import DocumentStream
+from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.errors import DataError
+
+log = logging.getLogger(__name__)
+
+#: Samples to see before the share of bad ones is judged.
+_LEAST_SEEN = 100
+
+#: Bad samples named one by one; a broken data set would otherwise fill the log.
+_MOST_NAMED = 100
+
+
+class DocumentLoader(StreamingDataLoader):
+    """Yields packed batches, names and counts bad samples, and stops the run when they are too many.
+
+    Attributes:
+        seen: Samples of this rank so far.
+        bad_samples: Those of them that were skipped.
+
+    Args:
+        stream: The documents.
+        max_bad_fraction: Largest share of bad samples, judged once 100 were seen.
+        num_workers: Worker processes; 0 loads in the training process.
+        pin_memory: Copy batches to pinned memory (for CUDA).
+        seed: Seed of the workers' own generators, which no sample draws from.
+        drop_last: Leave out a last, smaller batch.
+    """
+
+    def __init__(
+        self,
+        stream: DocumentStream,
+        *,
+        max_bad_fraction: float,
+        num_workers: int,
+        pin_memory: bool,
+        seed: int,
+        drop_last: bool,
+    ) -> None:
+        # Forked workers start at once and share the tokenizer; PyTorch limits each to one thread, which keeps
+        # them clear of the parent's OpenMP threads. Without a generator of its own a loader draws from the
+        # global one, and dropout after a resume would differ.
+        can_fork = num_workers > 0 and "fork" in multiprocessing.get_all_start_methods()
+        super().__init__(
+            stream,
+            batch_size=stream.batch_size,
+            num_workers=num_workers,
+            collate_fn=_collate_with_problems,
+            pin_memory=pin_memory,
+            drop_last=drop_last,
+            generator=torch.Generator().manual_seed(seed),
+            persistent_workers=num_workers > 0,
+            multiprocessing_context="fork" if can_fork else None,
+        )
+        self._max_bad_fraction = max_bad_fraction
+        self.seen = 0
+        self.bad_samples = 0
+
+    def _get_batch_size(self, batch: Any) -> int:
+        return num_samples(batch[0])
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """Yield each batch of an epoch.
+
+        Raises:
+            DataError: If more than ``max_bad_fraction`` of the samples seen are bad.
+        """
+        for batch, problems in super().__iter__():
+            self._count(num_samples(batch), problems)
+            yield batch
+
+    def close(self) -> None:
+        """End the worker processes. Left to the garbage collector, this may wait five seconds for each."""
+        if self._iterator is not None and self.num_workers > 0:
+            self._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+            self._iterator = None
+
+    def _count(self, seen: int, problems: Sequence[str]) -> None:
+        for number, problem in enumerate(problems, start=self.bad_samples + 1):
+            if number <= _MOST_NAMED:
+                log.warning("skipped %s", problem)
+            if number == _MOST_NAMED:
+                log.warning("further bad samples are counted but not named")
+        self.seen += seen
+        self.bad_samples += len(problems)
+        if self.seen >= _LEAST_SEEN and self.bad_samples > self._max_bad_fraction * self.seen:
+            raise DataError(
+                f"{self.bad_samples} of {self.seen} samples are bad, more than data.max_bad_fraction = "
+                f"{self._max_bad_fraction}; the last one: {problems[-1] if problems else 'see the log'}"
+            )
+
+
+def _collate_with_problems(samples: Sequence[Sample]) -> tuple[PackedBatch, list[str]]:
+    """Collate in the worker; the reasons travel beside the batch, for the training process to log."""
+    return collate(samples), [s["problem"] for s in samples if s["problem"]]
+
+
+def build_loader(
+    *,
+    local: str,
+    remote: str | None = None,
+    split: str | None = None,
+    train: bool,
+    shuffle: bool,
+    shuffle_seed: int,
+    num_canonical_nodes: int,
+    predownload: int | None = None,
+    cache_limit: str | int | None = None,
+    num_workers: int,
+    tokenizer: Tokenizer,
+    rules: LayoutRules,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    max_bad_fraction: float,
+    pin_memory: bool,
+) -> DataSpec:
+    """Build the loader of one data set for Composer's Trainer.
+
+    Args:
+        local: Folder of the shards (with ``remote``: the cache).
+        remote: Where to fetch shards from, or None.
+        split: Sub-folder of both, or None.
+        train: Training (random crops, whole batches) or evaluation (centre crops, every document).
+        shuffle: Shuffle, anew each epoch.
+        shuffle_seed: Seed of the order.
+        num_canonical_nodes: See :class:`DocumentStream`.
+        predownload: Documents to fetch ahead, or None.
+        cache_limit: Bytes to keep in ``local``, or None.
+        num_workers: Worker processes a rank.
+        tokenizer: Encodes the texts.
+        rules: Token layout.
+        image_size: Side of the images in pixels.
+        batch_size: Documents a batch on this rank.
+        seed: Seed of the run, for layout and augmentation.
+        max_bad_fraction: Largest share of samples that may be skipped.
+        pin_memory: Pin batches; set it where training runs on CUDA.
+
+    Returns:
+        The loader with its own ``split_batch`` and counts.
+
+    Raises:
+        DataError: If the data set is missing, empty, too small for one batch, or not one of Documents.
+    """
+    stream = DocumentStream(
+        local=local,
+        remote=remote,
+        split=split,
+        train=train,
+        shuffle=shuffle,
+        shuffle_seed=shuffle_seed,
+        num_canonical_nodes=num_canonical_nodes,
+        batch_size=batch_size,
+        predownload=predownload,
+        cache_limit=cache_limit,
+        tokenizer=tokenizer,
+        rules=rules,
+        image_size=image_size,
+        seed=seed,
+    )
+    loader = DocumentLoader(
+        stream,
+        max_bad_fraction=max_bad_fraction,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        seed=seed,
+        drop_last=train,
+    )
+    return DataSpec(
+        loader,
+        split_batch=split_batch,  # pyright: ignore[reportArgumentType]
+        get_num_samples_in_batch=num_samples,
+        get_num_tokens_in_batch=num_tokens,
+    )

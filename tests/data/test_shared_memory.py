@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import pytest
+
+from lcl_composer.data.shared_memory import clean_shared_memory
+
+SHM = Path("/dev/shm")
+pytestmark = pytest.mark.skipif(not SHM.is_dir(), reason="no /dev/shm")
+
+#: Makes a segment and dies as under kill -9.
+LEAK = """
+import os, signal
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+resource_tracker.register = lambda *_: None
+SharedMemory({name!r}, create=True, size=8)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def number() -> str:
+    return f"9{os.getpid() % 10**7:07}"
+
+
+def leak(name: str) -> None:
+    subprocess.run([sys.executable, "-c", LEAK.format(name=name)], check=False)
+    assert (SHM / name).exists()
+
+
+def test_leftovers_go(number: str, tmp_path: Path):
+    leak(f"{number}_locals")
+    leak(f"{number}_barrier")
+    lock = tmp_path / f"{number}_barrier_filelock"
+    lock.touch()
+    removed = clean_shared_memory(temporary=tmp_path)
+    assert {SHM / f"{number}_locals", SHM / f"{number}_barrier", lock} <= set(removed)
+    assert not any(path.exists() for path in removed)
+    assert not clean_shared_memory(temporary=tmp_path)
+
+
+def test_what_a_live_process_uses_stays(number: str, tmp_path: Path):
+    leak(f"{number}_next_epoch")
+    lock = tmp_path / f"{number}_cache_filelock"
+    lock.touch()
+    segment = SharedMemory(f"{number}_locals", create=True, size=8)
+    try:
+        clean_shared_memory(temporary=tmp_path)
+        assert (SHM / f"{number}_locals").exists()
+        assert (SHM / f"{number}_next_epoch").exists()
+        assert lock.exists()
+    finally:
+        segment.close()
+        segment.unlink()
+    assert SHM / f"{number}_next_epoch" in clean_shared_memory(temporary=tmp_path)
+
+
+def test_other_files_and_held_locks_stay(number: str, tmp_path: Path):
+    other = tmp_path / f"{number}_mine"
+    other.touch()
+    held = tmp_path / f"{number}_cache_filelock"
+    with held.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        clean_shared_memory(temporary=tmp_path)
+        assert held.exists()
+    assert other.exists()
+
+
+def test_nothing_is_touched_where_processes_cannot_be_seen(number: str, tmp_path: Path):
+    leak(f"{number}_locals")
+    assert not clean_shared_memory(temporary=tmp_path, proc=tmp_path)
+    assert (SHM / f"{number}_locals").exists()
+    clean_shared_memory(temporary=tmp_path)
