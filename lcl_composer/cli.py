@@ -43,10 +43,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="a.b=c", help="Se
 @app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
     """Train, in this process; `composer train.py YAML` does it on every device."""
-    from lcl_composer.build import build_trainer
-    from lcl_composer.config import compose
+    from lcl_composer.train import train as train_run
 
-    build_trainer(compose(config, overrides or [])).fit()
+    train_run(config, overrides or [])
 
 
 @app.command()

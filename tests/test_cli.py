@@ -82,6 +82,11 @@ def test_problems_are_printed_without_a_traceback() -> None:
     assert "Traceback" not in output
 
 
+def test_train_checks_before_it_starts() -> None:
+    output = lcl("train", LAION, "seeed=3", code=2)
+    assert output == "error: command line: seeed: unknown key; did you mean 'seed'?\n"
+
+
 def test_check_refuses_ranks_that_do_not_divide() -> None:
     assert "do not divide over 3 ranks; use 8190 or 8193" in lcl("check", LAION, "--ranks", "3", code=2)
 
