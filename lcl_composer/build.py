@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lcl_composer import registry
-from lcl_composer.config.schema import RunConfig
+from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
+from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from composer import Trainer
+    from composer.core import Callback, DataSpec
+    from composer.loggers import LoggerDestination
+
     from lcl_composer.models.lcl import LCLModel
+
+#: Keys of the config that are arguments of Composer's Trainer under the same name.
+_TRAINER_ARGUMENTS = {
+    "autoresume",
+    "device_train_microbatch_size",
+    "eval_interval",
+    "load_path",
+    "log_to_console",
+    "max_duration",
+    "progress_bar",
+    "run_name",
+    "save_folder",
+    "save_interval",
+    "save_num_checkpoints_to_keep",
+    "seed",
+}
 
 
 def build_tokenizer(config: RunConfig) -> Tokenizer:
@@ -66,3 +89,112 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Op
             (matrices if is_matrix else others).append(parameter)
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return registry.optimizers.build(config.optimizer.spec(), params=groups)
+
+
+def build_data(config: RunConfig, stream: StreamConfig, tokenizer: Tokenizer, rules: LayoutRules) -> DataSpec:
+    """The loader of ``data.train`` or ``data.eval`` for this rank."""
+    from composer.utils import dist
+
+    from lcl_composer.data.loader import build_loader
+
+    return build_loader(
+        **stream.model_dump(exclude={"generate"}),
+        train=stream is config.data.train,
+        tokenizer=tokenizer,
+        rules=rules,
+        image_size=config.data.image_size,
+        batch_size=config.global_train_batch_size // dist.get_world_size(),
+        seed=config.seed,
+        max_bad_fraction=config.data.max_bad_fraction,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where everything of the run goes: ``runs/NAME``."""
+    return Path("runs") / config.run_name
+
+
+def build_callbacks(composed: ComposedConfig) -> list[Callback]:
+    """What every run records, then what the YAML names.
+
+    The order matters at the end of training: the table names the encoder and the plots, so it comes last.
+    """
+    from lcl_composer.callbacks.curves import Curves
+    from lcl_composer.callbacks.exact_resume import ExactResume
+    from lcl_composer.callbacks.export_encoder import ExportEncoder
+    from lcl_composer.callbacks.run_record import RunRecord
+    from lcl_composer.callbacks.training_metrics import TrainingMetrics
+
+    config, folder = composed.run, run_folder(composed.run)
+    named = [registry.callbacks.build({"name": name, **spec}) for name, spec in config.callbacks.items()]
+    record = RunRecord(folder, composed.to_yaml())
+    export = ExportEncoder(folder / "encoder", config)
+    return [record, ExactResume(), TrainingMetrics(), *named, export, Curves(folder), build_end_table(config)]
+
+
+def build_end_table(config: RunConfig) -> Callback:
+    """The table at the end of the run, with the measurements that ``evaluation`` names."""
+    from lcl_composer.callbacks.summary import EndTable
+    from lcl_composer.data.image import eval_transform
+    from lcl_composer.evaluation.probe import ProbeSettings
+    from lcl_composer.evaluation.retrieval import RetrievalSettings
+
+    folder, settings = run_folder(config), config.evaluation
+    return EndTable(
+        folder,
+        transform=partial(eval_transform, size=config.data.image_size),
+        retrieval=RetrievalSettings(**settings["retrieval"]) if "retrieval" in settings else None,
+        probe=ProbeSettings(**settings["probe"]) if "probe" in settings else None,
+        encoder=folder / "encoder",
+    )
+
+
+def build_loggers(config: RunConfig) -> list[LoggerDestination]:
+    """JSON lines in the run folder, then what the YAML names (TensorBoard into the run folder)."""
+    from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
+
+    folder = run_folder(config)
+    named = [
+        registry.loggers.build({"name": name, **spec}, log_dir=str(folder / "tensorboard"))
+        for name, spec in config.loggers.items()
+    ]
+    return [JsonLinesLogger(folder / "metrics.jsonl"), *named]
+
+
+def build_trainer(composed: ComposedConfig) -> Trainer:
+    """Wire a run: data, model, optimizer, schedule, algorithms, callbacks, loggers.
+
+    Raises:
+        ConfigError: If the ranks do not divide the batch, or the settings do not fit each other.
+        DataError: If data or a checkpoint are missing or damaged.
+    """
+    from composer import Trainer
+    from composer.utils import dist, reproducibility
+
+    from lcl_composer.callbacks.exact_resume import ExactResume
+
+    config = composed.run
+    check_batch_divides(config, dist.get_world_size())
+    reproducibility.seed_all(config.seed)
+    tokenizer = build_tokenizer(config)
+    model = build_model(config, tokenizer.vocab_size)
+    rules = layout_rules(config, model.encoder.tokens_per_image)
+    callbacks = build_callbacks(composed)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=build_data(config, config.data.train, tokenizer, rules),
+        eval_dataloader=build_data(config, config.data.eval, tokenizer, rules) if config.data.eval else None,
+        optimizers=build_optimizer(config, model),
+        schedulers=registry.schedulers.build(config.scheduler.spec()),
+        algorithms=[registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()],
+        callbacks=callbacks,
+        loggers=build_loggers(config),
+        precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
+        save_overwrite=True,  # a crash between a checkpoint and its symlink must not stop the relaunch
+        **config.model_dump(include=_TRAINER_ARGUMENTS),
+    )
+    for callback in callbacks:
+        if isinstance(callback, ExactResume):
+            callback.trainer = trainer
+    return trainer

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lcl_composer.data.document import Document, Image, Segment, Text
 from lcl_composer.data.folders import whole_folder
+from lcl_composer.data.synthetic_probe import write_probe_images
 from lcl_composer.data.synthetic_scenes import Scene, draw_scene, render
 from lcl_composer.data.synthetic_text import after, before, opening
 from lcl_composer.data.writer import DocumentWriter
@@ -37,6 +38,10 @@ class DocumentGenerator(Protocol):
 
     def texts(self) -> Iterator[str]:
         """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
+        ...
+
+    def write_probe(self, folder: str) -> None:
+        """Write labelled pictures of the same kind as ImageFolders ``train`` and ``val``, for probes."""
         ...
 
 
@@ -104,6 +109,10 @@ class ShapesGenerator:
         """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
         for index in range(self.documents_count):
             yield from (part for part in self._plan(index) if isinstance(part, str))
+
+    def write_probe(self, folder: str) -> None:
+        """Write labelled pictures, see :func:`lcl_composer.data.synthetic_probe.write_probe_images`."""
+        write_probe_images(folder, image_size=self.image_size, seed=self.seed)
 
     def _stream(self, index: int, purpose: str) -> Random:
         # A text key: seeded through SHA-512, equal in every process and Python version.

@@ -1,0 +1,49 @@
+"""Make what a run needs and a generator can give: documents, a tokenizer, a labelled image set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcl_composer.data.synthetic import DocumentGenerator, generate_documents
+from lcl_composer.data.tokenizer import train_bpe
+from lcl_composer.registry import generators
+
+if TYPE_CHECKING:
+    from lcl_composer.config.schema import RunConfig
+
+#: Ids of a BPE trained on generated text. CLIP's 49,408 would outweigh a model small enough for such data.
+_VOCAB_SIZE = 1024
+
+
+def prepare(config: RunConfig) -> None:
+    """Fill what is missing from ``data.*.generate``; do nothing for real data.
+
+    Documents go to ``data.*.local``, a BPE trained on the training documents to ``tokenizer.path``, and a
+    labelled image set to the folder of ``evaluation.probe``. One process a node should call this, before
+    the others look.
+
+    Raises:
+        DataError: If a folder holds something that no generator made.
+    """
+    for stream in (config.data.train, config.data.eval):
+        if stream is not None and stream.generate is not None:
+            generate_documents(
+                generators.build(stream.generate.spec()), str(Path(stream.local, stream.split or ""))
+            )
+    if config.data.train.generate is not None:
+        generator: DocumentGenerator = generators.build(config.data.train.generate.spec())
+        _prepare_tokenizer(config.tokenizer.spec(), generator)
+        _prepare_probe(config.evaluation.get("probe"), generator)
+
+
+def _prepare_tokenizer(spec: dict[str, Any], generator: DocumentGenerator) -> None:
+    """Train the BPE that the config names but that is not there yet."""
+    if spec["name"] == "bpe" and not Path(spec["path"]).exists():
+        train_bpe(generator.texts(), _VOCAB_SIZE, spec["path"])
+
+
+def _prepare_probe(probe: dict[str, Any] | None, generator: DocumentGenerator) -> None:
+    """Write the probe's image folders, ``train`` and ``val`` side by side, where they are missing."""
+    if probe is not None and not Path(probe["train"]).exists():
+        generator.write_probe(str(Path(probe["train"]).parent))

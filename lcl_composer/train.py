@@ -1,0 +1,43 @@
+"""One training run, from a YAML to the table at its end."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from lcl_composer.build import build_trainer
+from lcl_composer.checkpoint import only_safe_loads
+from lcl_composer.config import compose
+from lcl_composer.data.prepare import prepare
+from lcl_composer.data.shared_memory import clean_shared_memory
+
+
+def train(path: Path, overrides: list[str]) -> None:
+    """Compose the YAML, make or find its data, train, measure.
+
+    A run that is already finished says so and does nothing.
+
+    Args:
+        path: The experiment's YAML.
+        overrides: ``a.b=c`` settings laid over it.
+
+    Raises:
+        LCLError: A problem that the user can mend, with a message of one line.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    composed = compose(path, overrides)  # before Composer is imported: a typo is told at once
+    only_safe_loads()
+
+    from composer.utils import dist, get_device
+
+    dist.initialize_dist(get_device(None))
+    with dist.run_local_rank_zero_first():
+        if dist.get_local_rank() == 0:
+            clean_shared_memory()
+            prepare(composed.run)
+    trainer = build_trainer(composed)
+    if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
+        print(f"{composed.run.run_name} is already finished ({trainer.state.timestamp.batch}); nothing to do")
+    else:
+        trainer.fit()
+    trainer.close()
