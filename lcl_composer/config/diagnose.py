@@ -113,6 +113,8 @@ def _schema_problems(error: ValidationError, values: Any) -> dict[Key, str]:
 def _advice(key: Key, values: Any) -> str:
     if "." in key[-1]:
         return "in a file write nested mappings; dotted keys are for the command line"
+    if key == ("extends",):
+        return "extends belongs in a file; on the command line name another YAML"
     return did_you_mean(key[-1], known_keys(key[:-1], values) or [])
 
 

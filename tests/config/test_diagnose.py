@@ -92,6 +92,10 @@ def test_a_dotted_key_in_a_file(tmp_path: Path) -> None:
     assert "write nested mappings" in problems(experiment(tmp_path, "data.max_tokens: 64"))
 
 
+def test_extends_is_for_files() -> None:
+    assert "extends belongs in a file" in problems(BASE, "extends=[x.yaml]")
+
+
 @pytest.mark.parametrize("name", ["os:system", "lcl_composer.models.encoder:TimmEncoder", "../x"])
 def test_import_paths_are_no_names(name: str) -> None:
     assert f"unknown encoder {name!r}" in problems(BASE, f"model.encoder.name={name}")
