@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
+from lcl_composer.data.image import decode_image
 from lcl_composer.errors import DataError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
@@ -25,7 +27,8 @@ def open_image_folder(folder: str | Path, transform: Callable) -> ImageFolder:
 
     Args:
         folder: Root of the tree.
-        transform: PIL image -> uint8 [3, H, W], or whatever the encoder takes.
+        transform: RGB PIL image -> uint8 [3, H, W], or whatever the encoder takes. Images are decoded as
+            those of training documents are (transparent ones on white).
 
     Raises:
         DataError: If the folder is missing or holds no images in class folders.
@@ -33,9 +36,13 @@ def open_image_folder(folder: str | Path, transform: Callable) -> ImageFolder:
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder; an evaluation needs folder/<class>/<image> files")
     try:
-        return ImageFolder(str(folder), transform)
+        return ImageFolder(str(folder), transform, loader=_load)
     except (FileNotFoundError, RuntimeError) as error:
         raise DataError(f"{folder}: no image folder (folder/<class>/<image> files): {error}") from error
+
+
+def _load(path: str | Path) -> Image.Image:
+    return decode_image(Path(path).read_bytes(), str(path))
 
 
 def reduce_features(kind: FeatureKind, pooled: Tensor, tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
 from tests.callbacks.training import make_trainer
 from tests.evaluation.fakes import FakeLCL
-from tests.evaluation.test_probe import to_tensor, write_folder
+from tests.evaluation.folders import to_tensor, write_folder
 
 SUMMARY = {
     "name": "quickstart",

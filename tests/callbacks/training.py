@@ -12,7 +12,8 @@ from composer.core import Callback
 from torch.utils.data import DataLoader
 
 from lcl_composer.data.collate import num_samples, num_tokens, split_batch
-from tests.evaluation.fakes import FakeLCL, make_batch
+from tests.evaluation.batches import make_batch
+from tests.evaluation.fakes import FakeLCL
 
 
 def data(documents: int, batches: int, prefix: str) -> DataSpec:

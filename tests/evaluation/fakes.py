@@ -1,4 +1,4 @@
-"""A small model with LCLModel's interface, and packed batches for it, quick to build and to run."""
+"""A small model with LCLModel's interface, quick to build and to run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
 
-from lcl_composer.data.batch import IGNORE, PackedBatch, count_totals
+from lcl_composer.data.batch import IGNORE, PackedBatch
 
-SIDE, PATCH, WIDTH, LATENT, HEADS, VOCAB = 16, 8, 12, 8, 2, 16
-TOKENS_PER_DOCUMENT = 4  # text, text, <start_of_img>, text; one image, anchored at position 2
+PATCH, WIDTH, LATENT, HEADS, VOCAB = 8, 12, 8, 2, 16
 
 
 class FakeEncoder(nn.Module):
@@ -77,29 +76,3 @@ class FakeLCL(ComposerModel):
 
     def eval_forward(self, batch: PackedBatch, outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         return outputs if outputs is not None else self(batch)
-
-
-def make_batch(documents: int, seed: int = 0, prefix: str = "doc") -> PackedBatch:
-    """A batch of documents with one image each, whose colour the text names (8 colours)."""
-    generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(8, (documents,), generator=generator)
-    corners = torch.stack([colours // 4 % 2, colours // 2 % 2, colours % 2], 1)[..., None, None] * 200
-    noise = torch.randint(40, (documents, 3, SIDE, SIDE), generator=generator)
-    tokens = torch.stack([torch.full((documents,), 9), colours, torch.full((documents,), 10), colours], 1)
-    targets = torch.stack([colours, torch.full((documents,), 10), *[torch.full((documents,), IGNORE)] * 2], 1)
-    starts = torch.arange(documents) * TOKENS_PER_DOCUMENT
-    anchors = starts + 2
-    return PackedBatch(
-        tokens=tokens.flatten(),
-        targets=targets.flatten(),
-        positions=torch.arange(TOKENS_PER_DOCUMENT).repeat(documents),
-        cu_seqlens=torch.arange(
-            0, (documents + 1) * TOKENS_PER_DOCUMENT, TOKENS_PER_DOCUMENT, dtype=torch.int32
-        ),
-        pixel_values=(corners + noise).to(torch.uint8),
-        image_starts=torch.full((documents,), -1),
-        anchors=anchors,
-        images_per_document=torch.ones(documents, dtype=torch.int64),
-        totals=count_totals(targets, anchors, documents),
-        ids=[f"{prefix}{seed}-{i}" for i in range(documents)],
-    )

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,24 +11,8 @@ from lcl_composer.errors import DataError
 from lcl_composer.evaluation.features import extract_features, open_image_folder, reduce_features
 from lcl_composer.evaluation.probe import ProbeSettings, fit_logistic, linear_probe, probe_model
 from lcl_composer.evaluation.weights import image_side_state, image_side_weights
-from tests.evaluation.fakes import SIDE, FakeLCL
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def write_folder(
-    root: Path, per_class: int, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0
-) -> Path:
-    rng = np.random.default_rng(seed)
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for i in range(per_class):
-            pixels = rng.integers(0, 100, (SIDE, SIDE, 3), dtype=np.uint8)
-            pixels[..., ("red", "green", "blue").index(name)] += 120
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
+from tests.evaluation.fakes import FakeLCL
+from tests.evaluation.folders import to_tensor, write_folder
 
 
 def gaussians(count: int, seed: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -114,6 +97,16 @@ def test_probe_of_a_model_and_of_its_other_weights(tmp_path: Path) -> None:
         assert probe_model(model, train, val, settings).accuracy == pytest.approx(1 / 3, abs=0.01)
     after = image_side_state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_images_are_decoded_as_training_images_are(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a" / "clear.png")
+    (tmp_path / "a" / "damaged.png").write_bytes(b"no image")
+    images = open_image_folder(tmp_path, to_tensor)
+    assert (images[0][0] == 255).all()  # transparent red is white, not red
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        images[1]
 
 
 def test_errors_name_the_folder(tmp_path: Path) -> None:

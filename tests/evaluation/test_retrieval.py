@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from lcl_composer.evaluation.gather import gather_objects
 from lcl_composer.evaluation.retrieval import _merge, anchored_keys, collect_features, evaluate_retrieval
-from tests.evaluation.fakes import FakeLCL, make_batch
+from tests.evaluation.batches import make_batch
+from tests.evaluation.fakes import FakeLCL
 
 
 def test_features_are_those_of_eval_mode_and_in_order() -> None:
