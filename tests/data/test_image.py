@@ -120,6 +120,13 @@ def test_crop_lies_inside_with_the_drawn_area(width: int, height: int, seed: int
         assert 0.85 < w * h / (width * height) <= 1.0
 
 
+@pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000)])
+def test_a_narrow_image_gets_torchvisions_central_crop(width: int, height: int):
+    blank = cast(Any, Image.new("RGB", (width, height)))
+    top, left, h, w = RandomResizedCrop.get_params(blank, list(CROP_SCALE), list(CROP_RATIO))
+    assert draw_crop(width, height, np.random.default_rng(0)) == (left, top, w, h)
+
+
 def test_crops_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     blank, rng = Image.new("RGB", (120, 100)), np.random.default_rng(0)

@@ -7,9 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
-from streaming import MDSWriter
+from streaming import MDSWriter, StreamingDataset
 from streaming.base.partition import get_partitions
+from streaming.base.world import World
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document, Image, Text
@@ -172,6 +174,19 @@ def test_the_batches_kept_are_whole_on_every_rank(samples: int, nodes: int, rank
     batches = -(-samples // nodes) * nodes // (ranks * 3)
     assert (in_turn[:batches] >= 0).all()
     assert len(set(in_turn[:batches].ravel().tolist())) >= min(samples, batches * ranks * 3) - nodes
+
+
+def test_a_batch_that_another_rank_cannot_fill_is_dropped(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+):
+    """23 documents on 2 ranks: Streaming gives the first rank 12, a batch more than the other."""
+    stream = stream_of(loader(make_dataset(3)))
+    monkeypatch.setattr(StreamingDataset, "_get_work", lambda self, epoch, seen: np.arange(seen // 2, 12))
+    monkeypatch.setattr(stream, "_ranks", 2)
+    monkeypatch.setattr(stream, "_batches", 23 // 6)
+    stream._parallel_worker_world = World.detect()
+    assert stream._get_work(0, 0).tolist() == list(range(9))
+    assert stream._get_work(0, 6).tolist() == list(range(3, 9))
 
 
 def test_evaluation_sees_every_document_the_same_way_each_time(make_dataset: MakeDataset):
