@@ -133,27 +133,8 @@ def build_loader(
 ) -> DataSpec:
     """Build the loader of one data set for Composer's Trainer.
 
-    Args:
-        local: Folder of the shards (with ``remote``: the cache).
-        remote: Where to fetch shards from, or None.
-        split: Sub-folder of both, or None.
-        train: Training (random crops, whole batches) or evaluation (centre crops, every document).
-        shuffle: Shuffle, anew each epoch.
-        shuffle_seed: Seed of the order.
-        num_canonical_nodes: See :class:`DocumentStream`.
-        predownload: Documents to fetch ahead, or None.
-        cache_limit: Bytes to keep in ``local``, or None.
-        num_workers: Worker processes a rank.
-        tokenizer: Encodes the texts.
-        rules: Token layout.
-        image_size: Side of the images in pixels.
-        batch_size: Documents a batch on this rank.
-        seed: Seed of the run, for layout and augmentation.
-        max_bad_fraction: Largest share of samples that may be skipped.
-        pin_memory: Pin batches; set it where training runs on CUDA.
-
-    Returns:
-        The loader with its own ``split_batch`` and counts.
+    The arguments are those of :class:`DocumentStream` and :class:`DocumentLoader`; ``batch_size`` is that of
+    this rank, ``num_workers`` are this rank's, ``pin_memory`` is for training on CUDA.
 
     Raises:
         DataError: If the data set is missing, empty, too small for one batch, or not one of Documents.
@@ -174,14 +155,20 @@ def build_loader(
         image_size=image_size,
         seed=seed,
     )
-    loader = DocumentLoader(
-        stream,
-        max_bad_fraction=max_bad_fraction,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        seed=seed,
-        drop_last=train,
+    return _data_spec(
+        DocumentLoader(
+            stream,
+            max_bad_fraction=max_bad_fraction,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+            drop_last=train,
+        )
     )
+
+
+def _data_spec(loader: DocumentLoader) -> DataSpec:
+    """Composer's defaults count tensors and would pair documents with other documents' images."""
     return DataSpec(
         loader,
         split_batch=split_batch,  # pyright: ignore[reportArgumentType]
