@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface
+from transformers.modeling_utils import AttentionInterface
+
+from lcl_composer.errors import ConfigError
 
 #: Name under which the attention is registered with transformers.
 PACKED_CAUSAL = "packed_causal"
@@ -57,7 +59,7 @@ def _compiled_flex_attention() -> Any:
 def _attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     """Attention within documents: [1, H, T, d] -> [1, H, T, d]."""
     if packing.block_mask is not None:
-        attend = _compiled_flex_attention() if query.is_cuda else flex_attention
+        attend: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
         return attend(query, key, value, block_mask=packing.block_mask, scale=scale)
     # CPU has no variable-length kernel: SDPA a document at a time is the fastest there.
     lengths = packing.lengths
@@ -75,6 +77,8 @@ def packed_causal_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     packing: Packing | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention function in the signature that transformers calls.
@@ -88,17 +92,28 @@ def packed_causal_attention(
         dropout: Must be 0; the packed kernels have none.
         scaling: Factor on the scores, ``d ** -0.5`` when None.
         packing: How the documents lie in T.
+        sliding_window: Mistral's window; no document may be longer.
+        softcap: Gemma 2's cap on the scores; must be None.
 
     Returns:
         [1, T, H, d] and no weights.
 
     Raises:
-        ValueError: If ``dropout`` is not 0, or the language model did not hand the packing through.
+        ConfigError: If the language model asks for what the packed kernels lack, or did not hand the packing
+            through.
     """
+    where = "model.language_model.model_args"
     if dropout:
-        raise ValueError("packed attention has no dropout: set attention_dropout to 0 in the language model")
+        raise ConfigError(f"{where}: packed attention has no dropout; leave attention dropout at 0")
     if packing is None:
-        raise ValueError(f"{type(module).__name__} lost the packing: this language model cannot run packed")
+        raise ConfigError(f"{type(module).__name__} lost the packing: this language model cannot run packed")
+    if softcap is not None:
+        raise ConfigError(f"{where}: packed attention has no softcap; set attn_logit_softcapping to null")
+    if sliding_window is not None and sliding_window < max(packing.lengths):
+        raise ConfigError(
+            f"{where}: a document of {max(packing.lengths)} tokens is longer than sliding_window = "
+            f"{sliding_window}, and packed attention has no window; raise it or set it to null"
+        )
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -9,7 +9,7 @@ import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
-from lcl_composer.errors import ConfigError
+from lcl_composer.errors import ConfigError, did_you_mean
 
 
 class PixelNormalizer(nn.Module):
@@ -33,24 +33,38 @@ class PixelNormalizer(nn.Module):
 class Encoder(nn.Module):
     """What the model asks of an encoder: ``width``, ``tokens_per_image``, ``image_size`` and a forward.
 
-    Subclasses implement :meth:`tokens`. The count of tokens is read off a run on the meta device, so it is
-    right for any architecture.
+    Subclasses build ``backbone`` and implement :meth:`tokens_of`.
     """
 
+    backbone: Any
     width: int
-    image_size: int
+    tokens_per_image: int
 
-    def __init__(self) -> None:
+    def __init__(self, image_size: int) -> None:
         super().__init__()
         self.normalize = PixelNormalizer()
+        self.image_size = image_size
 
-    def tokens(self, pixels: Tensor) -> Tensor:
+    def tokens_of(self, backbone: Any, pixels: Tensor) -> Tensor:
         """Patch tokens of normalised pixels: [I, 3, H, W] -> [I, K, width]; no class or register tokens."""
-        raise TypeError(f"{type(self).__name__} has no tokens() method")
+        raise TypeError(f"{type(self).__name__} has no tokens_of() method")
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Patch tokens: [I, 3, H, W] uint8 or normalised float -> [I, K, width]."""
-        return self.tokens(self.normalize(pixel_values))
+        return self.tokens_of(self.backbone, self.normalize(pixel_values))
+
+    def _inspect(self, twin: nn.Module) -> None:
+        """Read the shape of the tokens off a twin of the backbone on the meta device.
+
+        What the tokens do not depend on, such as CLIP's norm of the class token, is frozen: a parameter that
+        never gets a gradient stops DDP.
+        """
+        with torch.device("meta"), torch.enable_grad():
+            tokens = self.tokens_of(twin, torch.empty(1, 3, self.image_size, self.image_size))
+            gradients = torch.autograd.grad(tokens.sum(), list(twin.parameters()), allow_unused=True)
+        self.tokens_per_image, self.width = tokens.shape[1:]
+        for parameter, gradient in zip(self.backbone.parameters(), gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
 
 class TimmEncoder(Encoder):
@@ -75,61 +89,50 @@ class TimmEncoder(Encoder):
         gradient_checkpointing: bool = False,
         model_args: dict[str, Any] | None = None,
     ):
-        super().__init__()
-        self.model_name, self.image_size, self.model_args = model_name, image_size, dict(model_args or {})
-        self.backbone = _create_timm(model_name, image_size, pretrained, self.model_args)
-        self.width = self.backbone.num_features
-        self.tokens_per_image = _count_timm_tokens(model_name, image_size, self.model_args)
+        super().__init__(image_size)
+        self.backbone = _create_timm(model_name, image_size, pretrained, model_args or {})
+        with torch.device("meta"):
+            self._inspect(_create_timm(model_name, image_size, False, model_args or {}))
         if gradient_checkpointing:
             self.backbone.set_grad_checkpointing(True)
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width] after the final norm."""
-        return _timm_tokens(self.backbone, pixels)
-
-
-def _timm_tokens(backbone: Any, pixels: Tensor) -> Tensor:
-    """Patch tokens [I, K, width] of a timm backbone, whatever the layout of its features."""
-    features = backbone.forward_features(pixels)
-    if features.dim() == 4:  # a feature map: timm's ConvNets give [I, C, h, w], its Swins [I, h, w, C]
-        channels_first = features.shape[1] == backbone.num_features
-        return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
-    return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+    def tokens_of(self, backbone: Any, pixels: Tensor) -> Tensor:
+        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width], in any layout of features."""
+        features = backbone.forward_features(pixels)
+        if features.dim() == 4:  # a feature map: timm's ConvNets give [I, C, h, w], its Swins [I, h, w, C]
+            channels_first = features.shape[1] == backbone.num_features
+            return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
+        return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
 
 
 def _create_timm(model_name: str, image_size: int, pretrained: bool, model_args: dict[str, Any]) -> Any:
     """Create the bare timm backbone; see :class:`TimmEncoder` for the errors."""
     if not timm.is_model(model_name):
-        close = ", ".join(timm.list_models(f"*{model_name[:12]}*")[:5]) or "see timm.list_models()"
-        raise ConfigError(f"model.encoder.model_name: timm has no model {model_name!r}; close names: {close}")
+        raise ConfigError(
+            f"model.encoder.model_name: timm has no model {model_name!r}; "
+            + (did_you_mean(model_name, timm.list_models()) if model_name else "see timm.list_models()")
+        )
     sized = {"img_size": image_size} if model_name.startswith(("vit", "deit", "eva", "beit", "swin")) else {}
     try:
         return timm.create_model(
             model_name, pretrained=pretrained, num_classes=0, global_pool="", **sized, **model_args
         )
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise ConfigError(f"model.encoder: timm could not build {model_name!r}: {error}") from error
 
 
-def _count_timm_tokens(model_name: str, image_size: int, model_args: dict[str, Any]) -> int:
-    """Patch tokens K an image of a timm model, from its forward on the meta device."""
-    with torch.device("meta"):
-        backbone = _create_timm(model_name, image_size, False, model_args)
-        return _timm_tokens(backbone, torch.empty(1, 3, image_size, image_size)).shape[1]
-
-
 class TransformersEncoder(Encoder):
-    """A vision model of transformers, from its config or from pretrained weights.
+    """A vision transformer of transformers, from its config or from pretrained weights.
 
     Args:
         model_type: transformers' name of the architecture, such as ``siglip_vision_model`` or ``dinov2``.
         image_size: Side of the square input in pixels.
-        pretrained: A hub name or a folder to take weights from; None starts at random.
+        pretrained: A hub name or a folder to take architecture and weights from; None starts at random.
         gradient_checkpointing: Recompute activations in the backward.
         model_args: Further fields of the architecture's config, such as ``{hidden_size: 768}``.
 
     Raises:
-        ConfigError: If transformers knows no such architecture or the output is no token sequence.
+        ConfigError: If transformers knows no such architecture or field, or it has no patches.
     """
 
     def __init__(
@@ -140,30 +143,55 @@ class TransformersEncoder(Encoder):
         gradient_checkpointing: bool = False,
         model_args: dict[str, Any] | None = None,
     ):
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
-        super().__init__()
+        super().__init__(image_size)
+        config = _transformers_config(model_type, image_size, pretrained, model_args or {})
+        build = AutoModel.from_config
         try:
-            if pretrained:
-                self.backbone = AutoModel.from_pretrained(pretrained)
-            else:
-                config = AutoConfig.for_model(model_type, image_size=image_size, **(model_args or {}))
-                self.backbone = AutoModel.from_config(config)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"model.encoder: transformers cannot build {model_type!r}: {error}") from error
-        if self.backbone.config.image_size != image_size:
-            size = self.backbone.config.image_size
-            raise ConfigError(f"model.encoder.image_size is {image_size}, but {pretrained!r} takes {size}")
-        self.image_size, self.width = image_size, self.backbone.config.hidden_size
-        patch = getattr(self.backbone.config, "patch_size", None)
-        if not isinstance(patch, int):
-            raise ConfigError(
-                f"model.encoder: {model_type!r} has no patch_size; only vision transformers are supported"
+            self.backbone = (
+                AutoModel.from_pretrained(pretrained, config=config) if pretrained else build(config)
             )
-        self.tokens_per_image = (image_size // patch) ** 2
+            with torch.device("meta"):
+                self._inspect(build(config))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(
+                f"model.encoder: transformers cannot build {config.model_type!r}: {error}"
+            ) from error
         if gradient_checkpointing:
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width]; class and register tokens dropped."""
-        return self.backbone(pixel_values=pixels).last_hidden_state[:, -self.tokens_per_image :]
+    def tokens_of(self, backbone: Any, pixels: Tensor) -> Tensor:
+        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width], which are the last ones."""
+        count = (self.image_size // backbone.config.patch_size) ** 2
+        return backbone(pixel_values=pixels).last_hidden_state[:, -count:]
+
+
+def _transformers_config(
+    model_type: str, image_size: int, pretrained: str | None, model_args: dict[str, Any]
+) -> Any:
+    """The config of a vision transformer; see :class:`TransformersEncoder` for the errors."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(pretrained) if pretrained else AutoConfig.for_model(model_type)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"model.encoder: transformers cannot build {model_type!r}: {error}") from error
+    known = config.to_dict()
+    if not isinstance(known.get("patch_size"), int):
+        raise ConfigError(
+            f"model.encoder: {config.model_type!r} is no vision transformer with patches; try dinov2, or timm"
+        )
+    if unknown := sorted(set(model_args) - set(known)):
+        raise ConfigError(
+            f"model.encoder.model_args: {config.model_type} has no field {unknown[0]!r}; "
+            + did_you_mean(unknown[0], known)
+        )
+    if not pretrained:
+        return AutoConfig.for_model(model_type, **{"image_size": image_size, **model_args})
+    config.update(model_args)
+    if config.image_size != image_size:
+        raise ConfigError(
+            f"model.encoder.image_size is {image_size}, but {pretrained!r} takes {config.image_size}"
+        )
+    return config

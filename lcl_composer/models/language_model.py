@@ -8,21 +8,22 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from lcl_composer.errors import ConfigError
+from lcl_composer.errors import ConfigError, did_you_mean
 from lcl_composer.models.attention import PACKED_CAUSAL, Packing
 
-#: Settings of a language model that is trained from its config; an experiment's ``model_args`` go over them.
-#: OPT in this form has exactly the layout of the released LCL text tower; its default padding index (1) would
-#: silently drop the gradient of token 1.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "opt": {
-        "_remove_final_layer_norm": True,
-        "activation_function": "gelu",
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "pad_token_id": None,
-    },
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+#: OPT in this form has exactly the layout of the released LCL text tower.
+_RELEASED_OPT = {"_remove_final_layer_norm": True, "activation_function": "gelu"}
+
+#: What is off unless ``model_args`` says otherwise, under the names that the architectures give it. A padding
+#: index (OPT's is 1) would silently drop the gradient of that token: nothing is padded here.
+_OFF: dict[str, Any] = {
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "pad_token_id": None,
 }
 
 
@@ -37,12 +38,14 @@ class TransformersLM(nn.Module):
         num_attention_heads: Attention heads.
         max_position_embeddings: Longest document in tokens.
         pretrained: A hub name or a folder to take architecture and weights from; the embedding is resized
-            to ``vocab_size``. The other sizes must then agree with it.
+            to ``vocab_size``. The other sizes must then agree with it, and ``model_type`` is not read.
         gradient_checkpointing: Recompute activations in the backward.
-        model_args: Further fields of the architecture's config, such as ``{num_key_value_heads: 2}``.
+        model_args: Further fields of the architecture's config, such as ``{num_key_value_heads: 2}``. Every
+            dropout is 0 unless set here; attention dropout must stay 0.
 
     Raises:
-        ConfigError: If transformers knows no such architecture or field, or the pretrained sizes differ.
+        ConfigError: If transformers knows no such architecture or field, the architecture cannot run packed,
+            or the pretrained sizes differ.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class TransformersLM(nn.Module):
             "max_position_embeddings": max_position_embeddings,
         }
         if pretrained:
-            self.backbone = _from_pretrained(pretrained, vocab_size, sizes)
+            self.backbone = _from_pretrained(pretrained, vocab_size, sizes, model_args or {})
         else:
             self.backbone = _from_config(model_type, vocab_size, sizes, model_args or {})
         self.hidden_size, self.max_position_embeddings = hidden_size, max_position_embeddings
@@ -106,40 +109,76 @@ class TransformersLM(nn.Module):
 
 def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_args: dict[str, Any]) -> Any:
     """A model with random weights; raises ConfigError for unknown architectures and fields."""
-    fields = {**_DEFAULTS.get(model_type, {}), **sizes, "vocab_size": vocab_size}
-    if model_type == "opt":
-        fields |= {"word_embed_proj_dim": sizes["hidden_size"], "ffn_dim": 4 * sizes["hidden_size"]}
-    elif "intermediate_size" not in model_args:
-        fields["intermediate_size"] = 4 * sizes["hidden_size"]
     try:
-        config = AutoConfig.for_model(model_type, **{**fields, **model_args})
+        known = AutoConfig.for_model(model_type).to_dict()
     except ValueError as error:
         raise ConfigError(
             f"model.language_model.model_type: transformers has no {model_type!r}; try opt, gpt2 or llama"
         ) from error
-    unknown = sorted(set(model_args) - set(config.__class__().to_dict()) - {"_remove_final_layer_norm"})
-    if unknown:
-        raise ConfigError(f"model.language_model.model_args: {model_type} has no field {', '.join(unknown)}")
-    model = AutoModel.from_config(config, attn_implementation=PACKED_CAUSAL)
+    fields = {**_OFF, **sizes, "vocab_size": vocab_size, "intermediate_size": 4 * sizes["hidden_size"]}
+    if model_type == "opt":
+        fields |= {"word_embed_proj_dim": sizes["hidden_size"], "ffn_dim": 4 * sizes["hidden_size"]}
+        fields |= _RELEASED_OPT
+    if "num_key_value_heads" in known:  # Qwen2's default is 32, whatever the number of heads
+        fields["num_key_value_heads"] = sizes["num_attention_heads"]
+    _check_model_args(model_type, known, {*sizes, "vocab_size"}, model_args)
+    config = AutoConfig.for_model(model_type, **{**fields, **model_args})
+    try:
+        model = AutoModel.from_config(config, attn_implementation=PACKED_CAUSAL)
+    except (ValueError, KeyError) as error:
+        raise _cannot_run_packed(model_type) from error
+    if not model._supports_attention_backend:
+        raise _cannot_run_packed(model_type)
     _zero_unused_positions(model)
     return model
 
 
-def _from_pretrained(name: str, vocab_size: int, sizes: dict[str, int]) -> Any:
+def _check_model_args(
+    model_type: str, known: dict[str, Any], set_elsewhere: set[str], model_args: dict[str, Any]
+) -> None:
+    """Raise ConfigError for a field that the architecture lacks, or that has a key of its own."""
+    if twice := sorted(set_elsewhere & set(model_args)):
+        raise ConfigError(
+            f"model.language_model.model_args: {', '.join(twice)} is set by model.language_model itself "
+            "or by the tokenizer; take it out of model_args"
+        )
+    for name in sorted(set(model_args) - set(known) - set(_RELEASED_OPT)):
+        raise ConfigError(
+            f"model.language_model.model_args: {model_type} has no field {name!r}; "
+            + did_you_mean(name, set(known) - set_elsewhere)
+        )
+
+
+def _cannot_run_packed(model_type: str) -> ConfigError:
+    return ConfigError(
+        f"model.language_model: transformers' {model_type!r} takes no attention function from outside and "
+        "cannot run packed; try opt, gpt2 or llama"
+    )
+
+
+def _from_pretrained(name: str, vocab_size: int, sizes: dict[str, int], model_args: dict[str, Any]) -> Any:
     """A pretrained model with its embedding resized; raises ConfigError where the sizes disagree."""
     try:
-        model = AutoModel.from_pretrained(name, attn_implementation=PACKED_CAUSAL)
+        config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.language_model.pretrained: cannot load {name!r}: {error}") from error
+    known = config.to_dict()
     differing = [
-        f"{k}={v} (weights: {getattr(model.config, k)})"
-        for k, v in sizes.items()
-        if getattr(model.config, k) != v
+        f"{k}={v} (weights: {getattr(config, k)})" for k, v in sizes.items() if getattr(config, k) != v
     ]
     if differing:
         raise ConfigError(
             f"model.language_model: {name!r} disagrees with {', '.join(differing)}; set them alike"
         )
+    _check_model_args(config.model_type, known, {*sizes, "vocab_size"}, model_args)
+    for field, value in {**{k: v for k, v in _OFF.items() if k in known}, **model_args}.items():
+        setattr(config, field, value)
+    try:
+        model = AutoModel.from_pretrained(name, config=config, attn_implementation=PACKED_CAUSAL)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.language_model.pretrained: cannot load {name!r}: {error}") from error
+    if not model._supports_attention_backend:
+        raise _cannot_run_packed(config.model_type)
     model.resize_token_embeddings(vocab_size)
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,10 +52,39 @@ class LCLModel(LCLNetwork, ComposerModel):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale_init)))
         self.contrastive_weight, self.generation_weight = contrastive_weight, generation_weight
         self.logit_scale_max, self.backend = logit_scale_max, backend
+        # What algorithms set: a lower bound on the scale, sides of L_con that get no gradient, and what
+        # stands for L_con in a microbatch (GradCache).
+        self.logit_scale_min = 1e-3
+        self.stop_gradient_images = self.stop_gradient_contexts = False
+        self.contrastive_override: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def scale(self) -> Tensor:
-        """Scale of the contrastive logits (0-dim), exp of the parameter and clamped."""
-        return self.logit_scale.exp().clamp(max=self.logit_scale_max)
+        """Scale of the contrastive logits (0-dim), exp of the parameter.
+
+        The parameter itself is held between its bounds, as in OpenCLIP: clamping the result would leave it
+        without a gradient beyond the maximum, and it would never come back.
+        """
+        with torch.no_grad():
+            self.logit_scale.clamp_(math.log(self.logit_scale_min), math.log(self.logit_scale_max))
+        return self.logit_scale.exp()
+
+    def contrastive(self, images_PE: Tensor, contexts_PE: Tensor, total: Tensor) -> Tensor:
+        """This rank's share of L_con; a side whose gradient is stopped enters as a constant.
+
+        Args:
+            images_PE: [P, E] latents of anchored images.
+            contexts_PE: [P, E] language-model outputs at their anchors.
+            total: Anchored images of the global batch.
+        """
+        images_PE = images_PE.detach() if self.stop_gradient_images else images_PE
+        contexts_PE = contexts_PE.detach() if self.stop_gradient_contexts else contexts_PE
+        return contrastive_loss(images_PE, contexts_PE, self.scale(), total=total, backend=self.backend)
+
+    def global_totals(self, batch: PackedBatch) -> Tensor:
+        """``[documents, targets, anchored images]`` of the batch over all ranks, int64 [3]."""
+        totals = batch["totals"].clone()
+        dist.all_reduce(totals, reduce_operation="SUM")
+        return totals
 
     def shares(self, outputs: LCLOutputs, batch: PackedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """This rank's and microbatch's share of each loss, and the counts of the global batch.
@@ -65,13 +95,12 @@ class LCLModel(LCLNetwork, ComposerModel):
         Returns:
             Losses by name, and ``[documents, targets, anchored images]`` over all ranks (int64 [3]).
         """
-        totals = batch["totals"].clone()
-        dist.all_reduce(totals, reduce_operation="SUM")
+        totals = self.global_totals(batch)
         losses: dict[str, Tensor] = {}
         if self.contrastive_weight:
-            images_PE, contexts_PE = outputs["image_features"], outputs["context_features"]
-            losses["contrastive"] = contrastive_loss(
-                images_PE, contexts_PE, self.scale(), total=totals[2], backend=self.backend
+            contrastive = self.contrastive_override or self.contrastive
+            losses["contrastive"] = contrastive(
+                outputs["image_features"], outputs["context_features"], totals[2]
             )
         if self.generation_weight:
             head_VE = self.generation_head.weight
@@ -96,6 +125,10 @@ class LCLModel(LCLNetwork, ComposerModel):
         weights = {"contrastive": self.contrastive_weight, "generation": self.generation_weight}
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         unused: list[Tensor] = []
+        if self.stop_gradient_images:
+            unused.append(outputs["image_features"].sum())
+        if self.stop_gradient_contexts:
+            unused.append(outputs["context_features"].sum())
         if "contrastive" not in losses:
             unused += [outputs["image_features"].sum(), outputs["context_features"].sum(), self.logit_scale]
         if "generation" not in losses:

@@ -32,6 +32,9 @@ class LCLNetwork(nn.Module):
         vocab_size: Rows V of the generation head.
     """
 
+    #: [I, K'] numbers of the patches that the encoder kept in this forward; None: all. Set by PatchDropout.
+    kept_patches: Tensor | None = None
+
     def __init__(
         self, encoder: Encoder, pooler: AttentivePooler, language_model: TransformersLM, vocab_size: int
     ):
@@ -82,7 +85,10 @@ class LCLNetwork(nn.Module):
         latents_PE = self.pooler.pool(tokens_IKW[anchored], values_IKE[anchored])
         read = starts >= 0
         image_tokens_SE = self.pooler.proj(values_IKE[read]).flatten(0, 1)
-        slots = starts[read, None] + torch.arange(tokens_IKW.shape[1], device=starts.device)
+        kept_IK = self.kept_patches
+        if kept_IK is None:
+            kept_IK = torch.arange(tokens_IKW.shape[1], device=starts.device).expand(len(starts), -1)
+        slots = starts[read, None] + kept_IK[read]
         return latents_PE, image_tokens_SE, slots.flatten()
 
     def _language(self, batch: PackedBatch, image_tokens_SE: Tensor, slots: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+from lcl_composer.errors import ConfigError
+from lcl_composer.models.language_model import TransformersLM
+from tests.models.tiny import EMBED_DIM, MAX_TOKENS, TOKENIZER, tiny_language_model
+
+ARCHITECTURES = ["opt", "gpt2", "llama", "qwen2"]
+LENGTHS = [3, 1, 9, 4]
+
+
+def packed_inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, TOKENIZER.vocab_size, (sum(LENGTHS),), generator=generator)
+    return tokens, torch.cat([torch.arange(length) for length in LENGTHS])
+
+
+def seeded(model_type: str = "opt", **changes: Any) -> TransformersLM:
+    torch.manual_seed(0)
+    return tiny_language_model(model_type, **changes).eval()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_packed_equals_one_document_at_a_time(model_type: str):
+    """And one document equals transformers' own attention, so positions and masks mean the same."""
+    model = seeded(model_type)
+    plain = AutoModel.from_config(model.backbone.config, attn_implementation="sdpa").eval()
+    plain.load_state_dict(model.backbone.state_dict())
+    tokens, positions = packed_inputs()
+    with torch.no_grad():
+        packed = model(model.embed(tokens), positions, LENGTHS)
+        for found, document in zip(packed.split(LENGTHS), tokens.split(LENGTHS), strict=True):
+            expected = plain(input_ids=document[None], use_cache=False).last_hidden_state[0]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_gradient_reaches_every_parameter_and_every_token(model_type: str):
+    """OPT's default padding index would drop the gradient of token 1."""
+    model = seeded(model_type).train()
+    tokens, positions = torch.arange(6), torch.arange(6)
+    model(model.embed(tokens), positions, [6]).square().sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    gradient = model.backbone.get_input_embeddings().weight.grad
+    assert (gradient[:6].abs().amax(1) > 0).all()
+    assert (gradient[6:] == 0).all()
+
+
+def test_grouped_query_attention():
+    model = seeded("llama", model_args={"num_key_value_heads": 1})
+    assert model.backbone.layers[0].self_attn.k_proj.out_features == EMBED_DIM // 2
+    tokens, positions = packed_inputs()
+    with torch.no_grad():
+        packed = model(model.embed(tokens), positions, LENGTHS)
+        alone = model(model.embed(tokens[4:13]), positions[4:13], [9])
+    torch.testing.assert_close(packed[4:13], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_off_unless_asked_for():
+    tokens, positions = packed_inputs()
+    for model_type in ARCHITECTURES:
+        model = seeded(model_type).train()
+        assert torch.equal(*(model(model.embed(tokens), positions, LENGTHS) for _ in range(2)))
+    model = seeded(model_args={"dropout": 0.5}).train()
+    assert not torch.equal(*(model(model.embed(tokens), positions, LENGTHS) for _ in range(2)))
+
+
+def test_opt_is_the_released_text_tower():
+    model = seeded()
+    assert not model.has_final_norm
+    assert seeded("gpt2").has_final_norm
+    positions = model.backbone.decoder.embed_positions.weight
+    assert positions.shape == (MAX_TOKENS + 2, EMBED_DIM)
+    assert (positions[:2] == 0).all()
+    assert (positions[2:] != 0).all()
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    tokens, positions = packed_inputs()
+    found = []
+    for checkpointing in (False, True):
+        model = seeded(gradient_checkpointing=checkpointing).train()
+        assert model.backbone.is_gradient_checkpointing == checkpointing
+        model(model.embed(tokens), positions, LENGTHS).square().sum().backward()
+        found.append(model.backbone.decoder.layers[0].fc1.weight.grad)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "model_args", "message"),
+    [
+        ("optt", {}, "transformers has no 'optt'"),
+        (
+            "opt",
+            {"attention_dropot": 0.0},
+            "opt has no field 'attention_dropot'; did you mean 'attention_dropout'",
+        ),
+        ("opt", {"hidden_size": 64}, "hidden_size is set by model.language_model itself"),
+        ("opt", {"vocab_size": 64}, "vocab_size is set"),
+        ("bert", {}, "'bert' takes no attention function"),
+        ("bloom", {}, "'bloom' takes no attention function"),
+    ],
+)
+def test_errors(model_type: str, model_args: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        tiny_language_model(model_type, model_args=model_args)
+
+
+def test_attention_dropout_is_refused():
+    model = seeded(model_args={"attention_dropout": 0.1}).train()
+    tokens, positions = packed_inputs()
+    with pytest.raises(ConfigError, match="no dropout"):
+        model(model.embed(tokens), positions, LENGTHS)
+
+
+@pytest.fixture
+def saved_opt(tmp_path: Path) -> Path:
+    """A folder as save_pretrained writes it: 20 tokens, padding index and dropout as OPT has by default."""
+    torch.manual_seed(3)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": MAX_TOKENS}
+    config = {"vocab_size": 20, "hidden_size": EMBED_DIM, "word_embed_proj_dim": EMBED_DIM, "ffn_dim": 64}
+    from transformers import OPTConfig, OPTModel
+
+    OPTModel(OPTConfig(**config, **sizes)).save_pretrained(tmp_path / "opt")
+    return tmp_path / "opt"
+
+
+def test_pretrained(saved_opt: Path):
+    model = tiny_language_model(pretrained=str(saved_opt)).train()
+    plain = AutoModel.from_pretrained(saved_opt).eval()
+    assert model.has_final_norm
+    embedding = model.backbone.get_input_embeddings()
+    assert embedding.weight.shape == (TOKENIZER.vocab_size, EMBED_DIM)
+    assert torch.equal(embedding.weight[:20], plain.get_input_embeddings().weight)
+    tokens, positions = torch.arange(20), torch.arange(20)
+    found = model(model.embed(tokens), positions, [20])  # in training mode: no dropout
+    with torch.no_grad():
+        expected = plain(input_ids=tokens[None]).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
+    assert embedding.weight.grad[1].abs().max() > 0, "the padding index drops token 1's gradient"
+
+
+def test_pretrained_takes_model_args(saved_opt: Path):
+    model = tiny_language_model(pretrained=str(saved_opt), model_args={"dropout": 0.5}).train()
+    tokens = torch.arange(6)
+    assert not torch.equal(*(model(model.embed(tokens), tokens, [6]) for _ in range(2)))
+    with pytest.raises(ConfigError, match="no field 'droput'"):
+        tiny_language_model(pretrained=str(saved_opt), model_args={"droput": 0.5})
+
+
+def test_pretrained_errors(saved_opt: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"hidden_size=64 \(weights: 32\)"):
+        tiny_language_model(pretrained=str(saved_opt), hidden_size=64)
+    with pytest.raises(ConfigError, match=r"pretrained: cannot load .*nowhere"):
+        tiny_language_model(pretrained=str(tmp_path / "nowhere"))
