@@ -20,16 +20,18 @@ from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.evaluation.quiet import device_of
 
 _GAP = 4  # pixels of white between tiles
+_PEAK = 3  # times the even weight that is drawn as bright as can be
 _MIN_SIDE = 96  # small images are enlarged to this, to be seen
 
 
 class AttentionMaps(Periodic):
     """Show the pooler's attention over held-out images as a PNG grid.
 
-    One row an image: the image, the mean of the heads over it, then each head (at most six). A map is
-    scaled to its own maximum; bright is much attention. The grid goes to ``attention_maps/ba000500.png`` in
-    the run folder and, as ``attention_maps``, to the loggers that show images. The images are the same each
-    time; without held-out data they are those of the current batch.
+    One row an image: the image, the mean of the heads over it, then each head (at most six). Bright is much
+    attention: a map is scaled to its own maximum, or to three times the even weight 1/K where no patch
+    gets as much, so that a head that looks nowhere stays dim. The grid goes to
+    ``attention_maps/ba000500.png`` in the run folder and, as ``attention_maps``, to the loggers that show
+    images. The images are the same each time; without held-out data they are those of the current batch.
 
     Args:
         every: Composer time string.
@@ -78,7 +80,7 @@ def overlay(image: np.ndarray, weights: Tensor) -> np.ndarray:
         uint8 [H, W, 3], half image in grey, half heat.
     """
     side = round(len(weights) ** 0.5)
-    heat = weights.view(1, 1, side, side) / weights.max().clamp(min=1e-12)
+    heat = weights.view(1, 1, side, side) / max(float(weights.max()), _PEAK / len(weights))
     heat = functional.interpolate(heat, image.shape[:2], mode="bicubic").clamp(0, 1)[0, 0].numpy()
     grey = image.mean(-1, keepdims=True)
     return (0.45 * grey + 0.55 * 255 * colormaps["inferno"](heat)[..., :3]).astype(np.uint8)

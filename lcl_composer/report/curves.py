@@ -76,8 +76,8 @@ def _draw(axes: Any, panel: Panel, rows: list[dict[str, Any]]) -> None:
     if steps:
         axes.plot(steps, values, color=_HELD_OUT, linewidth=1.5, marker="o", markersize=4, label="held out")
         axes.legend(fontsize=8, frameon=False)
-    if panel.from_zero:
-        axes.set_ylim(bottom=0)
+    if panel.from_zero and axes.dataLim.ymax > 0:
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=_INK)
     axes.set_ylabel(panel.unit, fontsize=9, color=_INK)
     axes.set_xlabel("batches", fontsize=9, color=_INK)

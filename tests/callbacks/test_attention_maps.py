@@ -49,6 +49,13 @@ def test_heat_lies_where_the_attention_is() -> None:
     assert column >= 24
 
 
+def test_attention_that_is_spread_evenly_stays_dim() -> None:
+    black = np.zeros((32, 32, 3), np.uint8)
+    peaked = torch.full((16,), 0.01).index_fill(0, torch.tensor(5), 0.85)
+    even = overlay(black, torch.full((16,), 1 / 16))
+    assert even.sum(-1).max() < 0.7 * overlay(black, peaked).sum(-1).max()
+
+
 def test_images_larger_than_the_minimum_and_float_pixels() -> None:
     pixels = torch.randn(2, 3, 128, 128)
     assert to_display(pixels).dtype == np.uint8

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.features import extract_features, open_image_folder
 from lcl_composer.evaluation.retrieval import evaluate_retrieval
+from tests.distributed import run_ranks
 from tests.evaluation.batches import make_batch
 from tests.evaluation.folders import to_tensor, write_folder
 
@@ -32,7 +32,7 @@ class Eye(nn.Module):
         return {"image_features": self.encode_images(batch["pixel_values"])[0], "context_features": words}
 
 
-def measure(folder: Path, rank: int, world_size: int) -> tuple[dict[str, float], Tensor, Tensor]:
+def measure(rank: int, world_size: int, folder: Path) -> tuple[dict[str, float], Tensor, Tensor]:
     batches = [make_batch(4, seed) for seed in range(3)]
     if world_size == 2:  # uneven shares, one document twice, as a sharded loader fills up its last batch
         batches = [[batches[0], batches[2]], [batches[1], batches[0]]][rank]
@@ -40,18 +40,10 @@ def measure(folder: Path, rank: int, world_size: int) -> tuple[dict[str, float],
     return evaluate_retrieval(Eye(), batches), features, labels
 
 
-def run_rank(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(measure(folder / "images", rank, 2), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
-    write_folder(tmp_path / "images", 3, ("blue", "green", "red"))  # nine images: five and four
-    multiprocessing.spawn(run_rank, (tmp_path,), nprocs=2)
-    metrics, features, labels = measure(tmp_path / "images", 0, 1)
-    for rank in range(2):
-        their_metrics, their_features, their_labels = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    write_folder(tmp_path, 3, ("blue", "green", "red"))  # nine images: five and four
+    metrics, features, labels = measure(0, 1, tmp_path)
+    for their_metrics, their_features, their_labels in run_ranks(2, measure, tmp_path):
         assert their_metrics == metrics
         assert torch.equal(their_features, features)
         assert torch.equal(their_labels, labels)
