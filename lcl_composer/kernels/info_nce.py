@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lcl_composer.kernels import info_nce_torch
-from lcl_composer.kernels.backend import matmul_dtype, resolve_backend
+from lcl_composer.kernels.backend import matmul_dtype, resolve_backend, upcast
 from lcl_composer.kernels.pairs import count_pairs, pair_check, pair_mask
 
-#: Merges the column statistics (maximum [m], sum of exponentials [m]) of all ranks into LSEs [m].
-MergeColumns = Callable[[Tensor, Tensor], Tensor]
+#: From the log-sum-exp [m] of the columns over one block of rows to that over the rows of all ranks.
+MergeColumns = Callable[[Tensor], Tensor]
 
 
 @torch.compiler.disable
@@ -44,9 +44,9 @@ def info_nce(
         column_mask: [m] bool; False: the column is no negative, and neither it nor its row has a loss.
         reduction: ``"mean"`` over the pairs (0 when there is none) or ``"sum"``.
         merge_columns: given where ``rows`` are one rank's block of a larger set that covers every column.
-            Called once, in the forward, with this block's column maxima [m] and sums of exponentials [m];
-            returns the LSE [m] over the rows of all ranks. The gradient of ``columns`` is then this block's
-            share, for the same upstream gradient on every rank.
+            Called once, in the forward, with the columns' log-sum-exp [m] over this block (-inf without
+            rows); returns the log-sum-exp [m] over the rows of all ranks. The gradient of ``columns`` is
+            then this block's share, for the same upstream gradient on every rank.
         backend: ``"torch"``, ``"triton"`` or None (by device).
 
     Returns:
@@ -84,16 +84,14 @@ class _InfoNCE(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, mask: Tensor | None, block: Block
     ) -> Tensor:
-        row_lse, maximum, sum_exp = block.implementation.statistics(rows, columns, scale, mask, block.dtype)
-        if block.merge_columns is None:
-            column_lse = maximum + sum_exp.log()
-        else:
-            column_lse = block.merge_columns(maximum, sum_exp)
+        row_lse, column_lse = block.implementation.statistics(rows, columns, scale, mask, block.dtype)
+        if block.merge_columns is not None:
+            column_lse = block.merge_columns(column_lse)
         ctx.save_for_backward(rows, columns, scale, mask, row_lse, column_lse)
         ctx.block = block
         own = slice(block.row_offset, block.row_offset + rows.shape[0])
-        partners = columns[own].to(block.dtype).to(row_lse.dtype)
-        positives = (rows.to(block.dtype).to(row_lse.dtype) * partners).sum(1) * scale.to(row_lse.dtype)
+        products = upcast(rows, block.dtype) * upcast(columns[own], block.dtype)
+        positives = products.sum(1) * scale.to(row_lse.dtype)
         losses = 0.5 * (row_lse + column_lse[own]) - positives
         return (losses if mask is None else losses.masked_fill(~mask[own], 0.0)).sum()
 
@@ -104,15 +102,17 @@ class _InfoNCE(torch.autograd.Function):
         block: Block = ctx.block
         has_loss = pair_mask(rows.shape[0], columns, block.row_offset, mask)  # [m]: this block's columns
         own = slice(block.row_offset, block.row_offset + rows.shape[0])
-        half = 0.5 * grad.to(row_lse.dtype)
-        row_weight = has_loss[own] * half
+        row_lse = row_lse.masked_fill(~has_loss[own], float("inf"))
         if block.merge_columns is not None:  # every column has its pair on some rank
             has_loss = torch.ones_like(has_loss) if mask is None else mask
         d_rows, d_columns = block.implementation.gradients(
-            rows, columns, scale, mask, block.dtype, block.row_offset, row_lse, column_lse,
-            row_weight, has_loss * half,
+            rows, columns, scale, mask, block.dtype, block.row_offset,
+            row_lse, column_lse.masked_fill(~has_loss, float("inf")),
         )  # fmt: skip
-        # Both are d loss / d (scale * product): the scale's gradient needs no further sweep.
-        factor = scale.to(row_lse.dtype)
-        d_scale = (rows.to(block.dtype).to(row_lse.dtype) * d_rows).sum().to(scale.dtype)
-        return (d_rows * factor).to(rows.dtype), (d_columns * factor).to(columns.dtype), d_scale, None, None
+        # d_rows lacks the factor scale / 2, so its product with the rows is the scale's gradient.
+        d_scale = 0.5 * grad * (upcast(rows, block.dtype) * d_rows).sum()
+        factor = 0.5 * grad * scale.to(grad.dtype)
+        return (
+            (d_rows * factor).to(rows.dtype), (d_columns * factor).to(columns.dtype), d_scale.to(scale.dtype),
+            None, None,
+        )  # fmt: skip

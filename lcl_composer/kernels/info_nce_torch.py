@@ -16,13 +16,13 @@ MASKED = -1e30
 
 def statistics(
     rows: Tensor, columns: Tensor, scale: Tensor, mask: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Statistics of ``z = scale rows columns^T`` [n, m]; rows and columns have separate maxima.
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of ``z = scale rows columns^T`` [n, m]; rows and columns have separate maxima.
 
     One maximum for a whole tile would underflow: at scale 100 similarities span 200, e^-200 = 0 in fp32.
 
     Returns:
-        LSE of each row [n]; maximum [m] (-inf without rows) and sum of e^(z - maximum) [m] of each column.
+        That of each row [n] and of each column [m] (-inf without rows).
     """
     columns = upcast(columns, dtype)
     row_lse = columns.new_empty(rows.shape[0])
@@ -37,7 +37,7 @@ def statistics(
         new_max = torch.maximum(maximum, z.amax(0))
         sum_exp.mul_((maximum - new_max).exp_()).add_(z.sub_(new_max).exp_().sum(0))
         maximum = new_max
-    return row_lse, maximum, sum_exp
+    return row_lse, maximum + sum_exp.log()
 
 
 def gradients(
@@ -49,24 +49,22 @@ def gradients(
     row_offset: int,
     row_lse: Tensor,
     column_lse: Tensor,
-    row_weight: Tensor,
-    column_weight: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """``G columns`` [n, D] and ``G^T rows`` [m, D] in the accumulation dtype, without the factor scale.
+    """``G columns`` [n, D] and ``G^T rows`` [m, D] in the accumulation dtype, without the factor scale / 2.
 
-    ``G_ij = row_weight_i (e^(z_ij - row_lse_i) - pair) + column_weight_j (e^(z_ij - column_lse_j) - pair)``,
-    pair being 1 where ``j = row_offset + i``.
+    ``G_ij = e^(z_ij - row_lse_i) + e^(z_ij - column_lse_j)``, less 2 where ``j = row_offset + i``: twice the
+    gradient of the summed loss in ``z_ij``. A row or column without a loss has an LSE of inf, and its term
+    vanishes.
     """
     columns = upcast(columns, dtype)
     d_rows = columns.new_empty(rows.shape)
     d_columns = torch.zeros_like(columns)
     scratch = columns.new_empty(min(CHUNK, rows.shape[0]), columns.shape[0])
     for part, z in _similarities(rows, columns, scale, mask, dtype):
-        gradient = torch.sub(z, column_lse, out=scratch[: z.shape[0]]).exp_().mul_(column_weight)  # [C, m]
-        z.sub_(row_lse[part].unsqueeze(1)).exp_()
-        gradient.addcmul_(z, row_weight[part].unsqueeze(1))
+        gradient = torch.sub(z, column_lse, out=scratch[: z.shape[0]]).exp_()  # [C, m]
+        gradient.add_(z.sub_(row_lse[part].unsqueeze(1)).exp_())
         own = slice(row_offset + part.start, row_offset + part.start + z.shape[0])
-        gradient[:, own].diagonal().sub_(row_weight[part] + column_weight[own])
+        gradient[:, own].diagonal().sub_(2.0 * torch.isfinite(row_lse[part]))
         with exact_half_products(dtype):
             torch.mm(gradient, columns, out=d_rows[part])
             d_columns.addmm_(gradient.T, upcast(rows[part], dtype))

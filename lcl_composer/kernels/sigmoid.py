@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lcl_composer.kernels import sigmoid_torch
-from lcl_composer.kernels.backend import matmul_dtype, resolve_backend
+from lcl_composer.kernels.backend import matmul_dtype, resolve_backend, upcast
 from lcl_composer.kernels.pairs import count_pairs, pair_check
 
 
@@ -92,7 +92,7 @@ class _Sigmoid(torch.autograd.Function):
         )
         if gradients is not None:
             d_rows, d_columns, d_bias = gradients  # without the factor scale
-            d_scale = (rows.to(dtype).to(loss.dtype) * d_rows).sum()
+            d_scale = (upcast(rows, dtype) * d_rows).sum()
             ctx.save_for_backward(d_rows.mul_(scale), d_columns.mul_(scale), d_scale, d_bias)
         ctx.dtypes = [tensor.dtype for tensor in (rows, columns, scale, bias)]
         return loss

@@ -39,14 +39,14 @@ def sweep(
             z = torch.mm(chunk, columns.T, out=buffer[: chunk.shape[0]])
         z.mul_(scale.to(z.dtype)).add_(bias.to(z.dtype))
         own = slice(row_offset + start, row_offset + start + chunk.shape[0])
-        # softplus(-z) = softplus(z) - z for the matching pairs, softplus(z) for all others.
+        diagonal = z[:, own].diagonal()
+        diagonal.neg_()  # matching pairs count as softplus(-z), all others as softplus(z)
         losses = F.softplus(z, threshold=40.0)  # torch switches to the identity at 20: 2e-9 off in float64
-        losses[:, own].diagonal().sub_(z[:, own].diagonal())
         loss += (losses if mask is None else losses.masked_fill_(~mask, 0.0)).sum()
         if d_rows is None:
             continue
         z.sigmoid_()
-        z[:, own].diagonal().sub_(1.0)
+        diagonal.neg_()
         if mask is not None:
             z.masked_fill_(~mask, 0.0)
         d_bias += z.sum()

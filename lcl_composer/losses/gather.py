@@ -75,13 +75,10 @@ class _GatherRows(torch.autograd.Function):
         return own[: ctx.counts[ctx.rank]].to(ctx.dtype), None, None
 
 
-def merge_log_sum_exp(maximum: Tensor, sum_exp: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Log-sum-exp [m] over all ranks from each rank's maximum [m] and sum of e^(z - maximum) [m].
-
-    A rank without rows brings maximum -inf and sum 0.
-    """
-    overall = maximum.clone()
-    dist.all_reduce(overall, op=dist.ReduceOp.MAX, group=group)
-    rescaled = sum_exp * torch.exp(maximum - overall)
-    dist.all_reduce(rescaled, op=dist.ReduceOp.SUM, group=group)
-    return overall + rescaled.log()
+def merge_log_sum_exp(lse: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Log-sum-exp [m] over all ranks from that of each rank [m]; a rank without rows brings -inf."""
+    maximum = lse.clone()
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=group)
+    sum_exp = torch.exp(lse - maximum)
+    dist.all_reduce(sum_exp, op=dist.ReduceOp.SUM, group=group)
+    return maximum + sum_exp.log()
