@@ -13,7 +13,7 @@ from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
 from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
-from lcl_composer.errors import ConfigError
+from lcl_composer.errors import ConfigError, DataError, LCLError
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _TRAINER_ARGUMENTS = {
     "autoresume",
     "device_train_microbatch_size",
-    "eval_interval",
     "load_path",
     "log_to_console",
     "max_duration",
@@ -181,20 +180,48 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     model = build_model(config, tokenizer.vocab_size)
     rules = layout_rules(config, model.encoder.tokens_per_image)
     callbacks = build_callbacks(composed)
-    trainer = Trainer(
-        model=model,
-        train_dataloader=build_data(config, config.data.train, tokenizer, rules),
-        eval_dataloader=build_data(config, config.data.eval, tokenizer, rules) if config.data.eval else None,
-        optimizers=build_optimizer(config, model),
-        schedulers=registry.schedulers.build(config.scheduler.spec()),
-        algorithms=[registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()],
-        callbacks=callbacks,
-        loggers=build_loggers(config),
-        precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
-        save_overwrite=True,  # a crash between a checkpoint and its symlink must not stop the relaunch
-        **config.model_dump(include=_TRAINER_ARGUMENTS),
-    )
+    held_out = config.data.eval and build_data(config, config.data.eval, tokenizer, rules)
+    settings = config.model_dump(include=_TRAINER_ARGUMENTS)
+    try:
+        trainer = Trainer(
+            model=model,
+            train_dataloader=build_data(config, config.data.train, tokenizer, rules),
+            eval_dataloader=held_out,
+            eval_interval=config.eval_interval if held_out else 0,
+            optimizers=build_optimizer(config, model),
+            schedulers=registry.schedulers.build(config.scheduler.spec()),
+            algorithms=[
+                registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()
+            ],
+            callbacks=callbacks,
+            loggers=build_loggers(config),
+            precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
+            save_overwrite=True,  # a crash between a checkpoint and its symlink must not stop the relaunch
+            load_weights_only=True,  # load_path starts a new run; autoresume loads everything all the same
+            **settings,
+        )
+    except Exception as error:
+        raise_misfit(config, model, error)
+        raise
     for callback in callbacks:
         if isinstance(callback, ExactResume):
             callback.trainer = trainer
     return trainer
+
+
+def raise_misfit(config: RunConfig, model: torch.nn.Module, error: Exception) -> None:
+    """Turn what Composer raised into a line that names the file, if a checkpoint is the reason.
+
+    Raises:
+        DataError: If the checkpoint that the run starts from cannot be read or does not fit the model.
+    """
+    from lcl_composer.checkpoint import misfit
+
+    latest = Path(config.save_folder, "latest-rank0.pt")
+    resumes = config.autoresume and latest.exists()
+    path = latest.resolve() if resumes else Path(config.load_path or "")
+    if isinstance(error, LCLError) or (not resumes and (not config.load_path or "://" in config.load_path)):
+        return
+    if reason := misfit(path, model):
+        advice = "choose another run_name or save_folder" if resumes else "mend load_path"
+        raise DataError(f"{reason}; {advice}") from error

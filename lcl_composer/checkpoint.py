@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lcl_composer.errors import DataError
+from lcl_composer.errors import DataError, one_line
 
 
 def only_safe_loads() -> None:
@@ -21,14 +21,9 @@ def only_safe_loads() -> None:
     Composer checkpoint holds besides tensors are allowed by name. Call before a Trainer is built.
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    numpy_types: list[Any] = [
-        np.ndarray,
-        np.dtype,
-        np._core.multiarray._reconstruct,
-        np._core.multiarray.scalar,
-    ]
-    numpy_types += [type(np.dtype(name)) for name in ("uint32", "int64", "float64", "float32")]
-    torch.serialization.add_safe_globals([torch.torch_version.TorchVersion, datetime.timedelta, *numpy_types])
+    arrays: list[Any] = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    arrays += [type(np.dtype(name)) for name in ("uint32", "int64", "float64", "float32")]
+    torch.serialization.add_safe_globals([type(torch.__version__), datetime.timedelta, *arrays])
 
 
 def read_model_state(path: str | Path) -> dict[str, Tensor]:
@@ -42,11 +37,31 @@ def read_model_state(path: str | Path) -> dict[str, Tensor]:
         raise DataError(f"checkpoint {path}: no such file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = checkpoint["state"]["model"]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"checkpoint {path}: not a Composer checkpoint (no state.model)") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage
         raise DataError(
-            f"checkpoint {path}: cannot be read, it is truncated or holds code: {error}"
+            f"checkpoint {path}: cannot be read, it is truncated or holds code: {one_line(error)}"
         ) from error
-    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    try:
+        tensors: dict[str, Tensor] = dict(checkpoint["state"]["model"])
+    except (LookupError, TypeError) as error:
+        raise DataError(f"checkpoint {path}: not a Composer checkpoint (no state.model)") from error
+    return {name.removeprefix("module.").replace("_orig_mod.", ""): value for name, value in tensors.items()}
+
+
+def misfit(path: str | Path, model: nn.Module) -> str:
+    """Why the checkpoint cannot be loaded into the model, in a line; empty if it can.
+
+    Raises:
+        DataError: If the checkpoint cannot be read.
+    """
+    theirs = {name: list(tensor.shape) for name, tensor in read_model_state(path).items()}
+    ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    different = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
+    if not different:
+        return ""
+    name = different[0]
+    there, here = (str(shapes.get(name, "absent")) for shapes in (theirs, ours))
+    return (
+        f"checkpoint {path}: another architecture, {len(different)} tensors differ "
+        f"({name!r} is {there} there and {here} in this model)"
+    )

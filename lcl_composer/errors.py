@@ -25,3 +25,9 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(names)}" if names else "nothing is allowed here"
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return another library's message on one line, cut at ``limit`` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."

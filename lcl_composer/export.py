@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lcl_composer.errors import DataError
+from lcl_composer.errors import ConfigError, DataError, one_line
 from lcl_composer.registry import encoders, poolers
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
         DataError: If a file is missing, damaged, or does not fit the architecture in ``config.json``.
     """
     folder = Path(folder)
+    for name in (_CONFIG, _ENCODER, _POOLER):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder}: not an exported encoder, {name} is missing")
     try:
         description = json.loads((folder / _CONFIG).read_text())
         spec = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
@@ -66,12 +69,8 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
         )
         encoder.backbone.load_state_dict(load_file(folder / _ENCODER))
         pooler.load_state_dict(load_file(folder / _POOLER))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: not an exported encoder, {Path(str(error.filename)).name} is missing"
-        ) from error
-    except (SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise DataError(f"{folder}: damaged or not an exported encoder: {error}") from error
+    except (SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
     return encoder.eval(), pooler.eval()
 
 
@@ -95,11 +94,14 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, layout: str = "en
         The folder.
 
     Raises:
+        ConfigError: If there is no such layout.
         DataError: If the checkpoint or its config cannot be read, or they do not fit each other.
     """
     from lcl_composer.checkpoint import read_model_state
     from lcl_composer.models.released import to_released
 
+    if layout not in ("encoder", "released"):
+        raise ConfigError(f"export: no layout {layout!r}; use 'encoder' or 'released'")
     state = read_model_state(checkpoint)
     if layout == "released":
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -124,12 +126,12 @@ def _restore(config: RunConfig, state: dict[str, Tensor], checkpoint: Any) -> LC
     """A model with the checkpoint's weights."""
     from lcl_composer.build import build_model
 
-    model = build_model(config, vocab_size=state["generation_head.weight"].shape[0])
+    head = state.get("generation_head.weight")
+    model = build_model(config, vocab_size=1 if head is None else len(head))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        lines = str(error).splitlines()
         raise DataError(
-            f"checkpoint {checkpoint}: another architecture than its config: {lines[-1].strip()}"
+            f"checkpoint {checkpoint}: another architecture than its config: {one_line(error)}"
         ) from error
     return model

@@ -1,0 +1,108 @@
+"""Every experiment builds; what the config cannot check is checked here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lcl_composer import build
+from lcl_composer.config import RunConfig, check_batch_divides, compose
+from lcl_composer.data.tokenizer import CLIPTokenizer
+from lcl_composer.errors import ConfigError
+from tests import runs
+
+YAMLS = runs.ROOT / "yamls"
+#: An experiment says how long it trains; what it extends does not.
+EXPERIMENTS = sorted(p for p in YAMLS.rglob("*.yaml") if "max_duration" in yaml.safe_load(p.read_text()))
+
+
+@pytest.fixture(autouse=True)
+def _data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+
+
+def config(**changes: Any) -> RunConfig:
+    return RunConfig(**runs.settings(Path("data"), **changes))
+
+
+def test_there_are_experiments():
+    assert {"quickstart", "vit_b32_laion", "vit_b16_laion", "vit_b32_mmc4"} <= {p.stem for p in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(YAMLS)))
+def test_every_experiment_builds_its_model(path: Path):
+    run = compose(path, ["data.train.local=data"] if "???" in _text(path) else []).run
+    vocab_size = CLIPTokenizer.vocab_size if run.tokenizer.name == "clip" else 1024
+    with torch.device("meta"):
+        model = build.build_model(run, vocab_size)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    rules = build.layout_rules(run, model.encoder.tokens_per_image)
+    assert rules.max_tokens == run.data.max_tokens
+    assert model.encoder.image_size == run.data.image_size
+    optimizer = build.build_optimizer(run, model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    build.registry.schedulers.build(run.scheduler.spec())
+
+
+def _text(path: Path) -> str:
+    """An experiment with all that it extends."""
+    bases = [path.parent / base for base in yaml.safe_load(path.read_text()).get("extends", [])]
+    return "".join([path.read_text(), *map(_text, bases)])
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "positions"),
+    [("vit_b32_laion", 49, 128), ("vit_b16_laion", 196, 280), ("vit_b32_mmc4", 49, 2048)],
+)
+def test_recipes_are_those_of_the_release(name: str, tokens: int, positions: int):
+    run = compose(YAMLS / f"pretrain/{name}.yaml", []).run
+    with torch.device("meta"):
+        model = build.build_model(run, CLIPTokenizer.vocab_size)
+    assert model.encoder.tokens_per_image == tokens
+    assert model.language_model.max_position_embeddings == positions
+    assert len(model.generation_head.weight) == 49411
+
+
+def test_weight_decay_on_matrices_only():
+    model = build.build_model(config(), 300)
+    decayed, others = build.build_optimizer(config(), model).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.2, 0.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)] for p in decayed["params"]}
+    assert {"encoder.backbone.patch_embed.proj.weight", "context_proj.weight", "pooler.k.weight"} <= found
+    assert "language_model.backbone.decoder.embed_tokens.weight" in found
+    assert "encoder.backbone.pos_embed" in found  # [1, K + 1, W]
+    left = {names[id(p)] for p in others["params"]}
+    assert {"logit_scale", "pooler.query", "encoder.backbone.cls_token"} <= left
+    assert all(name in left for name in names.values() if name.endswith("bias") or "norm" in name)
+    assert found | left == set(names.values())
+
+
+def test_a_frozen_parameter_is_not_optimised():
+    model = build.build_model(config(), 300)
+    model.pooler.query.requires_grad_(False)
+    groups = build.build_optimizer(config(), model).param_groups
+    assert not any(p is model.pooler.query for group in groups for p in group["params"])
+
+
+def test_batch_that_the_ranks_do_not_divide():
+    with pytest.raises(ConfigError, match="4 documents do not divide over 3 ranks; use 3 or 6"):
+        check_batch_divides(config(), 3)
+
+
+def test_context_beyond_the_positions():
+    values = config().model_dump()
+    values["data"]["max_tokens"] = 65
+    with pytest.raises(ConfigError, match=r"data\.max_tokens is 65, .*max_position_embeddings is 64"):
+        build.build_model(RunConfig(**values), 300)
+
+
+def test_model_follows_the_config():
+    model = build.build_model(config(loss={"contrastive_weight": 0.5, "logit_scale_max": 20.0}), 300)
+    assert (model.contrastive_weight, model.generation_weight, model.logit_scale_max) == (0.5, 1.0, 20.0)
+    assert model.generation_head.out_features == 300
+    assert model.pooler.num_heads == 2

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from lcl_composer.build import build_model
+from lcl_composer.config import RunConfig
+from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.export import export_checkpoint, export_encoder, load_encoder
+from lcl_composer.models.lcl import LCLModel
+from lcl_composer.models.released import from_released
+from tests import runs
+
+VOCAB_SIZE = 300
+
+
+def pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return RunConfig(**runs.settings(Path("data")))
+
+
+@pytest.fixture(scope="module")
+def model(config: RunConfig) -> LCLModel:
+    torch.manual_seed(5)
+    return build_model(config, VOCAB_SIZE).eval()
+
+
+@pytest.fixture
+def folder(model: LCLModel, config: RunConfig, tmp_path: Path) -> Path:
+    return export_encoder(model, config, tmp_path / "encoder")
+
+
+@torch.no_grad()
+def test_exported_encoder_gives_equal_features(model: LCLModel, folder: Path):
+    encoder, pooler = load_encoder(folder)
+    assert not encoder.training
+    tokens = encoder(pixels())
+    latents, expected = model.encode_images(pixels())
+    assert torch.equal(tokens, expected)
+    assert torch.equal(pooler(tokens), latents)
+    assert (encoder.width, encoder.tokens_per_image, encoder.image_size) == (32, 4, 16)
+
+
+@torch.no_grad()
+def test_transformers_encoder(tmp_path: Path):
+    values = runs.settings(Path("data"))
+    args = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    values["model"]["encoder"] = {
+        "name": "transformers",
+        "model_type": "dinov2",
+        "image_size": 16,
+        "model_args": args,
+    }
+    config = RunConfig(**values)
+    model = build_model(config, VOCAB_SIZE).eval()
+    encoder, _ = load_encoder(export_encoder(model, config, tmp_path))
+    assert torch.equal(encoder(pixels()), model.encoder(pixels()))
+
+
+@torch.no_grad()
+def test_timm_reads_the_exported_weights(model: LCLModel, folder: Path, config: RunConfig):
+    """As a user does who has no lcl_composer."""
+    vit = timm.create_model(
+        "vit_base_patch32_clip_224",
+        img_size=16,
+        num_classes=0,
+        global_pool="",
+        checkpoint_path=str(folder / "model.safetensors"),
+        **config.model.encoder.spec()["model_args"],
+    ).eval()
+    image = model.encoder.normalize(pixels())
+    assert torch.equal(vit(image)[:, 1:], model.encoder(pixels()))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pooler.safetensors"])
+def test_missing_and_truncated_files(folder: Path, name: str):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"encoder: damaged or not an exported encoder") as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=f"encoder: not an exported encoder, {name} is missing"):
+        load_encoder(folder)
+
+
+def test_weights_of_another_architecture(folder: Path, config: RunConfig):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"depth": 2', '"depth": 3'))
+    with pytest.raises(DataError, match=r"damaged or not an exported encoder.*blocks\.2") as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def checkpoint(model: LCLModel, tmp_path: Path) -> Path:
+    """A run folder with one checkpoint, as DDP names its tensors."""
+    folder = tmp_path / "runs/tiny"
+    (folder / "checkpoints").mkdir(parents=True)
+    runs.write_yaml(folder, runs.settings(Path("data"))).rename(folder / "config.yaml")
+    path = folder / "checkpoints/ep0-ba5-rank0.pt"
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state": {"model": state}}, path)
+    return path
+
+
+@torch.no_grad()
+def test_checkpoint_to_encoder(model: LCLModel, checkpoint: Path, tmp_path: Path):
+    encoder, pooler = load_encoder(export_checkpoint(checkpoint, tmp_path / "out"))
+    assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
+
+
+def test_checkpoint_to_released_layout(model: LCLModel, checkpoint: Path, tmp_path: Path):
+    folder = export_checkpoint(checkpoint, tmp_path / "out", layout="released")
+    released = load_file(folder / "state_dict.safetensors")
+    assert "visual.conv1.weight" in released
+    ours = from_released(released)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_unknown_layout(checkpoint: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="no layout 'relased'; use 'encoder' or 'released'"):
+        export_checkpoint(checkpoint, tmp_path / "out", layout="relased")
+
+
+def test_checkpoint_outside_a_run_folder(checkpoint: Path, tmp_path: Path):
+    shutil.move(checkpoint, tmp_path / "alone.pt")
+    with pytest.raises(DataError, match=r"alone\.pt: no .*config\.yaml; it must lie in runs/NAME"):
+        export_checkpoint(tmp_path / "alone.pt", tmp_path / "out")
+
+
+def test_checkpoint_of_another_architecture(checkpoint: Path, tmp_path: Path):
+    config = checkpoint.parent.parent / "config.yaml"
+    config.write_text(config.read_text().replace("hidden_size: 32", "hidden_size: 64"))
+    with pytest.raises(DataError, match=r"ep0-ba5-rank0\.pt: another architecture than its config") as caught:
+        export_checkpoint(checkpoint, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_without_a_generation_head(checkpoint: Path, tmp_path: Path):
+    torch.save({"state": {"model": {"w": torch.zeros(2)}}}, checkpoint)
+    with pytest.raises(DataError, match="another architecture"):
+        export_checkpoint(checkpoint, tmp_path / "out")
