@@ -192,12 +192,13 @@ def _logit_tiles(
     inside = rows < n
     offsets = tile_n.to(tl.int64) * n + rows
     if SMOOTH:
-        tl.store(sums_ptr + offsets, tl.sum(tl.where(columns[None, :] < vocab, z, 0.0), 1), mask=inside)
+        real_z = tl.where((columns < vocab)[None, :], z, 0.0)
+        tl.store(sums_ptr + offsets, tl.sum(real_z, 1), mask=inside)
+    z = tl.where((columns < vocab)[None, :], z, float("-inf"))
     target = tl.load(targets_ptr + rows, mask=inside, other=-1) - tile_n * BN
     hit = target[:, None] == tl.arange(0, BN)[None, :]
     own = inside & (target >= 0) & (target < BN)
     tl.store(target_logits_ptr + rows, tl.sum(tl.where(hit, z, 0.0), 1), mask=own)
-    z = tl.where(columns[None, :] < vocab, z, float("-inf"))
     maximum = tl.max(z, 1)
     lse = maximum + tl.log(tl.sum(tl.exp(z - maximum[:, None]), 1))
     tl.store(partials_ptr + offsets, lse, mask=inside)
