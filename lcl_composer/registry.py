@@ -172,9 +172,16 @@ schedulers: Registry[Any] = Registry(
 algorithms: Registry[Any] = Registry(
     "algorithm",
     {
-        "gradient_clipping": "composer.algorithms:GradientClipping",
-        "layer_freezing": "composer.algorithms:LayerFreezing",
+        "contrastive_temperature": "lcl_composer.algorithms.contrastive_temperature:ContrastiveTemperature",
+        "contrastive_weight": "lcl_composer.algorithms.contrastive_weight:ContrastiveWeight",
+        "ema": "lcl_composer.algorithms.ema:EMA",
+        "grad_cache": "lcl_composer.algorithms.grad_cache:GradCache",
+        "gradient_clipping": "lcl_composer.algorithms.gradient_clipping:GradientClipping",
+        "image_resolution": "lcl_composer.algorithms.image_resolution:ImageResolution",
+        "layer_freezing": "lcl_composer.algorithms.layer_freezing:LayerFreezing",
         "low_precision_layernorm": "composer.algorithms:LowPrecisionLayerNorm",
+        "patch_dropout": "lcl_composer.algorithms.patch_dropout:PatchDropout",
+        "stop_gradient": "lcl_composer.algorithms.stop_gradient:StopGradient",
     },
 )
 callbacks: Registry[Any] = Registry(
@@ -210,8 +217,18 @@ generators: Registry[Any] = Registry(
 converters: Registry[Any] = Registry(
     "converter",
     {
-        "html": "lcl_composer.data.convert.html:convert_html",
-        "captions": "lcl_composer.data.convert.captions:convert_captions",
+        "captions": "lcl_composer.data.convert.captions:Captions",
+        "coco": "lcl_composer.data.convert.karpathy:Coco",
+        "flickr30k": "lcl_composer.data.convert.karpathy:Flickr30k",
+        "html": "lcl_composer.data.convert.html:HTML",
+        "imagefolder": "lcl_composer.data.convert.imagefolder:ImageFolder",
+        "img2dataset": "lcl_composer.data.convert.img2dataset:Img2Dataset",
+        "mmc4": "lcl_composer.data.convert.mmc4:MMC4",
+        "mmc4-pairs": "lcl_composer.data.convert.mmc4:MMC4Pairs",
+        "nocaps": "lcl_composer.data.convert.nocaps:NoCaps",
+        "obelics": "lcl_composer.data.convert.obelics:Obelics",
+        "omnicorpus": "lcl_composer.data.convert.obelics:OmniCorpus",
+        "table": "lcl_composer.data.convert.table:Table",
     },
 )
 evaluators: Registry[Any] = Registry(

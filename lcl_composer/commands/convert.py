@@ -1,12 +1,10 @@
-"""`lcl convert KIND SOURCE OUT`: one sub-command a converter, made from its function's signature."""
+"""`lcl convert KIND SOURCE OUT`: one sub-command a converter, its options read off the code."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -27,33 +25,46 @@ class ConvertGroup(TyperGroup):
         Raises:
             ConfigError: There is no such converter, or it cannot be imported.
         """
-        convert = converters.get(cmd_name)
+        source = converters.get(cmd_name)
         app = typer.Typer(add_completion=False)
-        app.command(cmd_name, help=converters.describe(cmd_name))(as_command(convert))
+        app.command(cmd_name, help=converters.describe(cmd_name))(as_command(source))
         return typer.main.get_command(app)
 
 
-def as_command(convert: Callable[..., Any]) -> Callable[..., None]:
-    """Return the converter as a typer function that prints its report and keeps no result.
+def as_command(source: Any) -> Any:
+    """Return a converter's source class as a typer function that converts and prints the report.
 
-    Positional parameters become arguments and keyword-only ones options; the help is the docstring's.
+    Its fields come first, then the options of the engine that all converters share; positional parameters
+    become arguments and keyword-only ones options, and the docstrings their help.
     """
-    signature = inspect.signature(convert, eval_str=True)
-    texts = argument_texts(inspect.getdoc(convert) or "")
-    parameters = []
-    for name, parameter in signature.parameters.items():
-        option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        info = (typer.Option if option else typer.Argument)(help=texts.get(name))
-        parameters.append(parameter.replace(annotation=Annotated[parameter.annotation, info]))
+    from lcl_composer.data.convert.engine import convert
 
-    @functools.wraps(convert)
+    own = list(inspect.signature(source).parameters.values())
+    shared = list(inspect.signature(convert).parameters.values())[1:]
+    hints = {**get_type_hints(convert), **get_type_hints(source)}
+    texts = argument_texts(inspect.getdoc(convert) or "")
+    for base in reversed(source.__mro__):
+        texts |= argument_texts(inspect.cleandoc(base.__doc__ or ""))
+    parameters = []
+    for parameter in sorted([*own, *shared], key=lambda p: p.kind):  # stable: SOURCE OUT, then options
+        option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        info = (typer.Option if option else typer.Argument)(help=texts.get(parameter.name))
+        parameters.append(parameter.replace(annotation=Annotated[hints[parameter.name], info]))
+    names = {parameter.name for parameter in own}
+
     def command(**values: Any) -> None:
         from rich.console import Console
 
-        report = convert(**values)
+        chosen: dict[str, Any] = {
+            name: value or None if value == [] else value for name, value in values.items()
+        }
+        report = convert(
+            source(**{name: value for name, value in chosen.items() if name in names}),
+            **{name: value for name, value in chosen.items() if name not in names},
+        )
         Console().print(report.table())
 
-    command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 

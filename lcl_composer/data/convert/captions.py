@@ -2,72 +2,61 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import ClassVar
 
-from tqdm import tqdm
-
-from lcl_composer.data.convert.images import SUFFIXES, ImageRejected, read_image
-from lcl_composer.data.convert.output import conversion_output
+from lcl_composer.data.convert.files import batched, inside, walk
+from lcl_composer.data.convert.images import SUFFIXES, read_file, read_image
 from lcl_composer.data.convert.report import ConversionReport
-from lcl_composer.data.convert.text import decode_text, name_in, one_line
+from lcl_composer.data.convert.source import Part, Rejected, Sample, Source
+from lcl_composer.data.convert.text import caption_text, decode_text, display_name
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.errors import DataError
+
+_PART_IMAGES = 1000
 
 
-def convert_captions(
-    folder: Path,
-    out: str,
-    *,
-    min_side: int = 16,
-    held_out: float = 0.0,
-    verify: bool = False,
-    progress: bool = True,
-) -> ConversionReport:
-    """Convert a folder of captioned images: ``name.png`` and ``name.txt``, whose first line is the caption.
+@dataclass(frozen=True, kw_only=True)
+class Captions(Source):
+    """A folder of captioned images: ``name.png`` and ``name.txt``, whose first line is the caption.
 
     One document a pair; the image floats, so it is drawn before or after its caption anew every epoch.
+    Pairs of one caption are held out together, whatever its letters' case.
 
     Args:
-        folder: Folder with the pairs, searched to any depth.
-        out: Folder for the MDS shards; with ``held_out`` its subfolders ``train`` and ``held_out``.
+        source: Folder with the pairs, searched to any depth.
         min_side: Images with a shorter side, in pixels, are dropped. Lower than for web pages: who wrote a
             caption for a thin pencil meant it, and it is no icon.
-        held_out: Share of the captions to hold out, chosen by a hash of the caption: several images may
-            have one caption, and none of training may stand among the held-out ones.
-        verify: Decode every image to find broken ones now and not in training.
-        progress: Show a progress bar.
-
-    Raises:
-        DataError: If ``folder`` is no folder or gives no pair, or ``out`` exists already.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name the folder that holds the images and .txt files")
-    options = {"min_side": min_side, "held_out": held_out, "verify": verify}
-    report = ConversionReport("captions", str(folder), options)
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    with conversion_output(out, held_out, report) as output:
-        for path in tqdm(paths, "images", unit="image", disable=not progress):
-            report.read += 1
-            name = name_in(path, folder)
-            try:
-                caption = _read_caption(path.with_suffix(".txt"))
-                image = Image(read_image(path, min_side, verify), floats=True)
-            except ImageRejected as reason:
-                report.drop(str(reason), name)
-                continue
-            document = Document(name, f"{folder.name}/{name}", (image, Text(caption)))
-            output.write(document, caption.casefold())
-    return report
+
+    min_side: int = 16
+
+    kind: ClassVar[str] = "captions"
+
+    def parts(self) -> Iterator[Part]:
+        """Yield images by the thousand, each followed by the name of its caption."""
+        for images in batched(walk(self.source, SUFFIXES), _PART_IMAGES):
+            yield Part(images[0], tuple(name for image in images for name in (image, _caption_name(image))))
+
+    def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, str]]:
+        """Yield the images' paths below the source."""
+        return ((display_name(image), image) for image in part.files[::2])
+
+    def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Sample]:
+        """Yield the document of a pair."""
+        caption = self._read_caption(record)
+        image = Image(read_image(inside(self.source, record), self.rules), floats=True)
+        document = Document(name, f"{self.source.name}/{name}", (image, Text(caption)))
+        yield Sample(document, caption.casefold())
+
+    def _read_caption(self, image: str) -> str:
+        try:
+            lines = decode_text(read_file(inside(self.source, _caption_name(image)))).splitlines()
+        except Rejected as reason:
+            raise Rejected(f"caption {reason}" if str(reason).startswith("file") else str(reason)) from reason
+        return caption_text(lines[0] if lines else "")
 
 
-def _read_caption(path: Path) -> str:
-    try:
-        lines = decode_text(path.read_bytes()).splitlines()
-    except FileNotFoundError as error:
-        raise ImageRejected("caption file missing") from error
-    except OSError as error:
-        raise ImageRejected(f"caption file unreadable ({error.strerror})") from error
-    caption = one_line(lines[0]) if lines else ""
-    if not caption:
-        raise ImageRejected("caption empty")
-    return caption
+def _caption_name(image: str) -> str:
+    return str(PurePosixPath(image).with_suffix(".txt"))

@@ -2,118 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
-from lcl_composer.data.convert.images import ImageRejected, read_image
-from lcl_composer.data.convert.output import conversion_output
-from lcl_composer.data.convert.page import ImageReference, page_content
+from lcl_composer.data.convert.assemble import Assembler
+from lcl_composer.data.convert.files import batched, inside, walk
+from lcl_composer.data.convert.images import read_file, read_image
+from lcl_composer.data.convert.page import ImageReference, page_content, page_language
 from lcl_composer.data.convert.report import ConversionReport
-from lcl_composer.data.convert.text import decode_html, name_in
-from lcl_composer.data.document import Document, Image, Segment, Text
-from lcl_composer.errors import DataError
+from lcl_composer.data.convert.source import Part, Rejected, Sample, Source
+from lcl_composer.data.convert.text import decode_html, display_name, speaks
+from lcl_composer.data.document import Document
 
 _SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+_PART_PAGES = 200
 
 
-def convert_html(
-    pages: Path,
-    out: str,
-    *,
-    min_words: int = 20,
-    min_side: int = 64,
-    held_out: float = 0.0,
-    verify: bool = False,
-    progress: bool = True,
-) -> ConversionReport:
-    """Convert a folder of web pages and the images beside them.
+@dataclass(frozen=True, kw_only=True)
+class HTML(Source):
+    """A folder of web pages and the images beside them.
 
-    One document a page: text and images in reading order, images fixed in their places, bytes unchanged.
+    One document a page: text and images in reading order, images fixed in their places.
 
     Args:
-        pages: Folder with ``.html`` files, searched to any depth; no image outside it is read.
-        out: Folder for the MDS shards; with ``held_out`` its subfolders ``train`` and ``held_out``.
-        min_words: Pages with fewer words are dropped.
+        source: Folder with ``.html`` files, searched to any depth; no image outside it is read.
         min_side: Images with a shorter side, in pixels, are icons and are left out.
-        held_out: Share of the pages, chosen by a hash of their paths, to hold out.
-        verify: Decode every image to find broken ones now and not in training.
-        progress: Show a progress bar.
-
-    Raises:
-        DataError: If ``pages`` is no folder or gives no document, or ``out`` exists already.
+        min_words: Pages with fewer words are dropped.
+        max_images: Images of a page beyond this many are left out; None for no limit.
+        language: Languages to keep (``en``), by what pages say of themselves; may be given several times.
+            A page that names none is kept.
     """
-    if not pages.is_dir():
-        raise DataError(f"{pages}: no such folder; name the folder that holds the .html files")
-    options = {"min_words": min_words, "min_side": min_side, "held_out": held_out, "verify": verify}
-    report = ConversionReport("html", str(pages), options)
-    paths = sorted(p for p in pages.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-    with conversion_output(out, held_out, report) as output:
-        for path in tqdm(paths, "pages", unit="page", disable=not progress):
-            report.read += 1
-            document = _read_page(path, pages, report, min_words, min_side, verify)
-            if document is not None:
-                output.write(document, document.id)
-    return report
 
+    min_side: int = 64
+    min_words: int = 20
+    max_images: int | None = None
+    language: list[str] | None = None
 
-def _read_page(
-    path: Path, root: Path, report: ConversionReport, min_words: int, min_side: int, verify: bool
-) -> Document | None:
-    name = name_in(path, root)
-    try:
-        html = decode_html(path.read_bytes())
-    except OSError as error:
-        report.drop(f"page unreadable ({error.strerror})", name)
-        return None
-    segments: list[Segment] = []
-    for part in page_content(html):
-        if isinstance(part, ImageReference):
-            try:
-                segments.append(Image(read_image(_resolve(part.src, path, root), min_side, verify)))
-            except ImageRejected as reason:
-                report.drop_image(str(reason), f"{name}: {part.src[:200]}")
-        elif segments and isinstance(segments[-1], Text):
-            segments[-1] = Text(f"{segments[-1].text}\n\n{part}")
-        else:
-            segments.append(Text(part))
-    return _judge(Document(name, f"{root.name}/{name}", tuple(segments)), report, min_words)
+    kind: ClassVar[str] = "html"
 
+    def parts(self) -> Iterator[Part]:
+        """Yield pages by the hundred."""
+        for pages in batched(walk(self.source, _SUFFIXES), _PART_PAGES):
+            yield Part(pages[0], tuple(pages))
 
-def _judge(document: Document, report: ConversionReport, min_words: int) -> Document | None:
-    words = sum(len(s.text.split()) for s in document.segments if isinstance(s, Text))
-    if not document.images:
-        report.drop("no image", document.id)
-    elif words < min_words:
-        report.drop(f"under {min_words} words", document.id)
-    else:
-        return document
-    return None
+    def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, str]]:
+        """Yield the pages' paths below the source."""
+        return ((display_name(page), page) for page in part.files)
 
+    def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Sample]:
+        """Yield the document of a page."""
+        path = self.source / record
+        html = decode_html(read_file(inside(self.source, record)))
+        if self.language and (language := page_language(html)) and not speaks(language, self.language):
+            raise Rejected("another language")
+        document = Assembler(name, self.max_images, report)
+        for part in page_content(html):
+            if isinstance(part, ImageReference):
+                document.image(part.src, lambda src=part.src: self._read(src, path))
+            else:
+                document.text(part)
+        yield Sample(Document(name, f"{self.source.name}/{name}", tuple(document.segments)), name)
 
-def _resolve(src: str, page: Path, root: Path) -> Path:
-    """Return the file that an ``<img src>`` of ``page`` names; a path from ``/`` starts at ``root``.
-
-    Raises:
-        ImageRejected: If it names none, or one outside ``root``, by ``..`` or through a link.
-    """
-    try:
-        url = urlsplit(src)
-    except ValueError as error:
-        raise ImageRejected("src is no URL") from error
-    if url.scheme == "data":
-        raise ImageRejected("embedded in the page (data:)")
-    if url.scheme or url.netloc:
-        raise ImageRejected("not a local file")
-    name = unquote(url.path)
-    if not name or "\0" in name:
-        raise ImageRejected("no src")
-    base = root if name.startswith("/") else page.parent
-    try:
-        path = (base / name.lstrip("/")).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links, a name too long
-        raise ImageRejected("file missing") from error
-    if not path.is_relative_to(root.resolve()):
-        raise ImageRejected("path climbs out of the folder")
-    return path
+    def _read(self, src: str, page: Path) -> bytes:
+        """Return the image that an ``<img src>`` of a page names; a path from ``/`` starts at the source."""
+        try:
+            url = urlsplit(src)
+        except ValueError as error:
+            raise Rejected("src is no URL") from error
+        if url.scheme == "data":
+            raise Rejected("embedded in the page (data:)")
+        if url.scheme or url.netloc:
+            raise Rejected("not a local file")
+        name = unquote(url.path)
+        if not name or "\0" in name:
+            raise Rejected("no src")
+        base = self.source if name.startswith("/") else page.parent
+        return read_image(inside(self.source, name.lstrip("/"), base), self.rules)

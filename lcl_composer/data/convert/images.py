@@ -1,67 +1,119 @@
-"""Which image files may enter a data set, judged by their headers."""
+"""Which image files may enter a data set, judged by their headers, and their size in it."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from lcl_composer.data.image import MAX_PIXELS
+
 #: Formats the loader decodes. Pillow knows more, some of which run other programs (EPS) on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg"})
-#: More pixels than this are taken for a decompression bomb (Pillow warns from about here on, too).
-MAX_PIXELS = 90_000_000
+#: A larger file is no picture of a web page; reading it would cost a worker its memory.
+MAX_BYTES = 1 << 28
+_QUALITY = 95
 
 
-class ImageRejected(Exception):
-    """An image is left out; the message is the reason it is counted under."""
+class Rejected(Exception):
+    """A document or an image is left out; the message is the reason it is counted under."""
 
 
-def read_image(path: Path, min_side: int, verify: bool) -> bytes:
-    """Return the bytes of an image file as they are.
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What an image must be like.
 
-    Args:
-        path: An image file.
+    Attributes:
         min_side: Shortest side in pixels; images with a shorter one are refused.
+        resize: Longest side in pixels, to which larger images are scaled down, or None.
         verify: Decode it all, which finds cut-off files. Otherwise only the header is read.
+    """
+
+    min_side: int
+    resize: int | None
+    verify: bool
+
+
+def read_image(path: Path, rules: ImageRules) -> bytes:
+    """Return the bytes of an image file as they are, or of the smaller image if it is to be resized.
 
     Raises:
-        ImageRejected: If it is no image that the loader could use.
+        Rejected: If it is no image that the loader could use, or one the rules refuse.
     """
     if path.suffix.lower() in (".svg", ".svgz"):
-        raise ImageRejected("vector graphics (SVG)")
+        raise Rejected("vector graphics (SVG)")
+    return accept_image(read_file(path), rules)
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        Rejected: If there is no such file, or it cannot be read, or is larger than ``MAX_BYTES``.
+    """
     try:
-        data = path.read_bytes()
+        if path.stat().st_size > MAX_BYTES:
+            raise Rejected(f"file over {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ImageRejected("file missing") from error
+        raise Rejected("file missing") from error
     except OSError as error:
-        raise ImageRejected(f"file unreadable ({error.strerror})") from error
+        raise Rejected(f"file unreadable ({error.strerror})") from error
+
+
+def accept_image(data: bytes, rules: ImageRules) -> bytes:
+    """Return the bytes of an image as they are, or of the smaller image if it is to be resized.
+
+    Raises:
+        Rejected: If it is no image that the loader could use, or one the rules refuse.
+    """
     if not data:
-        raise ImageRejected("file empty")
-    width, height = _size(data, verify)
-    if min(width, height) < min_side:
-        raise ImageRejected(f"a side under {min_side} px")
-    return data
-
-
-def _size(data: bytes, verify: bool) -> tuple[int, int]:
+        raise Rejected("file empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged below
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ImageRejected(f"more than {MAX_PIXELS:,} pixels")
-                if verify:
-                    image.load()
-    except ImageRejected:
+                return _judge(image, data, rules)
+    except Rejected:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageRejected(f"more than {MAX_PIXELS:,} pixels") from error
+        raise Rejected(f"more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise ImageRejected("not a known image format") from error
+        raise Rejected("not a known image format") from error
     except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise ImageRejected("broken or cut off") from error
-    return width, height
+        raise Rejected("broken or cut off") from error
+
+
+def _judge(image: Image.Image, data: bytes, rules: ImageRules) -> bytes:
+    if image.width * image.height > MAX_PIXELS:
+        raise Rejected(f"more than {MAX_PIXELS:,} pixels")
+    if min(image.size) < rules.min_side:
+        raise Rejected(f"a side under {rules.min_side} px")
+    if rules.resize is not None and max(image.size) > rules.resize:
+        return _shrink(image, rules.resize)
+    if rules.verify:
+        image.load()
+    return data
+
+
+def _shrink(image: Image.Image, longest: int) -> bytes:
+    """Scale down and encode: JPEG and WebP as such, all else as PNG; orientation tags are not kept."""
+    kind = image.format if image.format in ("JPEG", "WEBP") else "PNG"
+    scale = longest / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if image.format == "JPEG":
+        image.draft(None, size)  # decodes at a half, a quarter or an eighth where that suffices
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    elif image.mode in ("P", "PA", "LA", "1") or "transparency" in image.info:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    buffer = io.BytesIO()
+    # Without this, Pillow writes an image's colour profile and tags along.
+    image.resize(size, Image.Resampling.LANCZOS).save(
+        buffer, kind, **({} if kind == "PNG" else {"quality": _QUALITY}), icc_profile=None, exif=b""
+    )
+    return buffer.getvalue()

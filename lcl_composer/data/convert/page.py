@@ -60,6 +60,12 @@ def page_content(html: str) -> Iterator[str | ImageReference]:
             yield ImageReference((event.attributes.get("src") or "").strip())
 
 
+def page_language(html: str) -> str:
+    """Return the language that the page says it is in (``en-GB``), or an empty string."""
+    root = LexborHTMLParser(html).root
+    return ((root.attributes.get("lang") or root.attributes.get("xml:lang") or "") if root else "").strip()
+
+
 def _walk(root: LexborNode) -> Iterator[str | LexborNode | None]:
     """Yield text as it stands, elements as they open, and None at the edges of blocks.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lcl_composer.data.document import Document, Text
 
-#: Failures named by sample for each reason; the counts are always complete.
+#: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
 
 
@@ -50,38 +50,51 @@ class Distribution:
 
 @dataclass
 class ConversionReport:
-    """Counts of one conversion.
+    """Counts of one conversion, or of a part of it.
 
     Attributes:
         kind: The converter's name.
         source: What was converted, as the user gave it.
         options: The filters it ran with.
+        versions: The packages that had a say in the bytes.
     """
 
     kind: str
     source: str
     options: dict[str, Any]
-    read: int = 0  # documents
+    versions: dict[str, str] = field(default_factory=dict)
     kept: Counter[str] = field(default_factory=Counter)  # documents by split
     dropped: Counter[str] = field(default_factory=Counter)  # documents by reason
     dropped_images: Counter[str] = field(default_factory=Counter)  # images by reason
+    broken: Counter[str] = field(default_factory=Counter)  # files that could not be read to their end
     named: dict[str, list[str]] = field(default_factory=dict)  # reason -> the first samples
     images: Distribution = field(default_factory=Distribution)  # images a kept document
     words: Distribution = field(default_factory=Distribution)  # words a kept document
+    tokens: Distribution = field(default_factory=Distribution)  # text tokens (CLIP's) a kept document
     image_bytes: int = 0
-    seconds: float = 0.0
-    _started: float = field(default_factory=time.monotonic, repr=False)
+    shard_bytes: int = 0  # as stored, compressed
+    seconds: float = field(default=0.0, metadata={"saved": False})
+    #: Called with the reason and the name of every failure.
+    on_failure: Callable[[str, str], None] | None = field(
+        default=None, repr=False, compare=False, metadata={"saved": False}
+    )
 
     @property
     def documents(self) -> int:
         """Documents kept, all splits together."""
         return sum(self.kept.values())
 
-    def keep(self, document: Document, split: str) -> None:
-        """Count a document that was written."""
+    @property
+    def read(self) -> int:
+        """Documents read: kept or dropped."""
+        return self.documents + sum(self.dropped.values())
+
+    def keep(self, document: Document, split: str, tokens: int) -> None:
+        """Count a document that was written, with its number of text tokens."""
         self.kept[split] += 1
         self.images.add(len(document.images))
-        self.words.add(sum(len(s.text.split()) for s in document.segments if isinstance(s, Text)))
+        self.words.add(count_words(document))
+        self.tokens.add(tokens)
         self.image_bytes += sum(len(image.data) for image in document.images)
 
     def drop(self, reason: str, name: str) -> None:
@@ -94,14 +107,29 @@ class ConversionReport:
         self.dropped_images[reason] += 1
         self._name(reason, name)
 
+    def break_file(self, reason: str, name: str) -> None:
+        """Count a file that could not be read, or not to its end."""
+        self.broken[reason] += 1
+        self._name(reason, name)
+
     def _name(self, reason: str, name: str) -> None:
         names = self.named.setdefault(reason, [])
         if len(names) < _NAMED:
             names.append(name)
+        if self.on_failure is not None:
+            self.on_failure(reason, name)
 
-    def finish(self) -> None:
-        """Stop the clock."""
-        self.seconds = time.monotonic() - self._started
+    def add(self, part: ConversionReport) -> None:
+        """Add the counts of a part. Parts added in one order always give one report."""
+        for name in ("kept", "dropped", "dropped_images", "broken"):
+            getattr(self, name).update(getattr(part, name))
+        for name in ("images", "words", "tokens"):
+            getattr(self, name).counts.update(getattr(part, name).counts)
+        for reason, names in part.named.items():
+            mine = self.named.setdefault(reason, [])
+            mine.extend(names[: _NAMED - len(mine)])
+        self.image_bytes += part.image_bytes
+        self.shard_bytes += part.shard_bytes
 
     def table(self) -> Table:
         """Return the summary for the terminal."""
@@ -113,23 +141,53 @@ class ConversionReport:
         table.add_row("images kept", f"{self.images.total:,}")
         for reason, count in self.dropped_images.most_common():
             table.add_row("  left out: " + reason, f"{count:,}")
+        for reason, count in self.broken.most_common():
+            table.add_row("broken files: " + reason, f"{count:,}")
         table.add_row("images a document", f"{self.images.mean:.1f} (median {self.images.median})")
         table.add_row("words a document", f"{self.words.mean:.0f} (median {self.words.median})")
+        table.add_row("text tokens a document", f"{self.tokens.mean:.0f} (median {self.tokens.median})")
         table.add_row("image bytes", f"{self.image_bytes / 2**20:.1f} MiB")
-        table.add_row("time", f"{self.seconds:.1f} s, {self.read / max(self.seconds, 1e-9):.0f} documents/s")
+        table.add_row("shard bytes", f"{self.shard_bytes / 2**20:.1f} MiB")
+        if self.seconds:
+            table.add_row("time", f"{self.seconds:.1f} s, {self.read / self.seconds:.0f} documents/s")
         return table
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values: all but the time, so that a restart changes nothing."""
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("saved", True)}
+        for name, value in facts.items():
+            if isinstance(value, Distribution):
+                histogram = {str(key): count for key, count in sorted(value.counts.items())}
+                facts[name] = {"mean": value.mean, "median": value.median, "histogram": histogram}
+        return {**facts, "read": self.read}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> ConversionReport:
+        """Rebuild a report from :meth:`to_json`."""
+        values: dict[str, Any] = {key: value for key, value in facts.items() if key != "read"}
+        for name in ("kept", "dropped", "dropped_images", "broken"):
+            values[name] = Counter(values[name])
+        for name in ("images", "words", "tokens"):
+            histogram = values[name]["histogram"]
+            values[name] = Distribution(Counter({int(key): count for key, count in histogram.items()}))
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: Path) -> ConversionReport:
+        """Read what :meth:`save` wrote."""
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+
     def save(self, path: Path) -> None:
-        """Write everything as JSON."""
-        names = [f.name for f in fields(self) if not f.name.startswith("_")]
-        facts = {name: getattr(self, name) for name in names}
-        for name in ("images", "words"):
-            values = getattr(self, name)
-            histogram = dict(sorted(values.counts.items()))
-            facts[name] = {"mean": values.mean, "median": values.median, "histogram": histogram}
-        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write everything but the time as JSON."""
+        text = json.dumps(self.to_json(), indent=2, sort_keys=True, ensure_ascii=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def count_words(document: Document) -> int:
+    """Return the words of a document's texts."""
+    return sum(len(s.text.split()) for s in document.segments if isinstance(s, Text))
 
 
 def _with_parts(total: int, parts: Counter[str]) -> str:
-    shares = ", ".join(f"{split} {parts[split]:,}" for split in ("train", "held_out") if split in parts)
+    shares = ", ".join(f"{split} {parts[split]:,}" for split in sorted(parts, reverse=True) if split != "all")
     return f"{total:,} ({shares})" if shares else f"{total:,}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from pathlib import Path
+
+from lcl_composer.data.convert.images import Rejected
 
 _META_CHARSET = re.compile(
     rb"""<(?:meta|\?xml)[^>]{0,300}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I
@@ -43,9 +44,33 @@ def decode_html(data: bytes) -> str:
     return decode_text(data)
 
 
-def name_in(path: Path, root: Path) -> str:
-    """Return the path from ``root`` with ``/`` between its parts, bytes that are no UTF-8 replaced."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", errors="replace")
+def display_name(name: str) -> str:
+    """Return a file name as valid Unicode, bytes that are no UTF-8 replaced."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
+
+
+def valid_text(text: str) -> str:
+    """Return the text with halves of characters (lone surrogates) replaced; JSON may hold them."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def speaks(language: str, wanted: list[str]) -> bool:
+    """Say whether a language tag (``en-GB``) is one of those wanted (``en``), whatever its region."""
+    primary = re.split(r"[-_]", language.strip().lower())[0]
+    return primary in {re.split(r"[-_]", one.strip().lower())[0] for one in wanted}
+
+
+def caption_text(value: object) -> str:
+    """Return a caption on one line.
+
+    Raises:
+        Rejected: If it is null, no text, or blank.
+    """
+    if not isinstance(value, str):
+        raise Rejected("caption missing")
+    if not (caption := one_line(value)):
+        raise Rejected("caption empty")
+    return caption
 
 
 def one_line(text: str) -> str:

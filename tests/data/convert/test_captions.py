@@ -6,14 +6,15 @@ import os
 
 import pytest
 
-from lcl_composer.data.convert.captions import convert_captions
+from lcl_composer.data.convert.captions import Captions
+from lcl_composer.data.convert.engine import convert as run
 from lcl_composer.data.document import Image, Text
 from lcl_composer.errors import DataError
 from tests.data.convert.samples import picture, read_all
 
 
 def convert(source, tmp_path, **options):
-    report = convert_captions(source, str(tmp_path / "out"), progress=False, **options)
+    report = run(Captions(source, **options), str(tmp_path / "out"), progress=False)
     return report, read_all(tmp_path / "out")
 
 
@@ -73,7 +74,7 @@ def test_no_caption_of_training_is_held_out_even_in_other_letters(tree, tmp_path
             f"{i:02d}.png": picture(),
             f"{i:02d}.txt": ("A bird %d." if i % 2 else "a BIRD %d.") % (i // 3),
         }
-    report = convert_captions(tree(files), str(tmp_path / "out"), held_out=0.3, progress=False)
+    report = run(Captions(tree(files)), str(tmp_path / "out"), held_out=0.3, progress=False)
     splits = [
         {
             s.text.lower()
@@ -92,12 +93,12 @@ def test_no_caption_of_training_is_held_out_even_in_other_letters(tree, tmp_path
 def test_a_share_that_leaves_a_split_empty_is_refused(tree, tmp_path):
     source = tree({"x.png": picture(), "x.txt": "One."})
     with pytest.raises(DataError, match="no document falls to"):
-        convert_captions(source, str(tmp_path / "out"), held_out=0.5, progress=False)
+        run(Captions(source), str(tmp_path / "out"), held_out=0.5, progress=False)
 
 
 def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        convert_captions(tmp_path / "nowhere", str(tmp_path / "out"), progress=False)
+        run(Captions(tmp_path / "nowhere"), str(tmp_path / "out"), progress=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="found nothing to read"):
-        convert_captions(tmp_path / "empty", str(tmp_path / "out"), progress=False)
+        run(Captions(tmp_path / "empty"), str(tmp_path / "out"), progress=False)

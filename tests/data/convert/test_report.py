@@ -14,14 +14,12 @@ from lcl_composer.data.document import Document, Image, Text
 
 def example() -> ConversionReport:
     report = ConversionReport("html", "pages", {"min_words": 20})
-    report.read = 5
     for number in (1, 1, 4):
         segments = (Text("three short words"), *[Image(b"12345")] * number)
-        report.keep(Document(f"d{number}", "here", segments), "train" if number == 1 else "held_out")
+        report.keep(Document(f"d{number}", "here", segments), "train" if number == 1 else "held_out", 4)
     report.drop("no image", "x.html")
     report.drop("no image", "y.html")
     report.drop_image("file missing", "y.html: a.png")
-    report.finish()
     return report
 
 
