@@ -228,9 +228,9 @@ def _logit_gradient_tiles(
     row_weight = tl.load(row_weight_ptr + rows, mask=inside, other=0.0) * workspace_scale
     target = tl.load(targets_ptr + rows, mask=inside, other=-1) - start
     hit = target[:, None] == local[None, :]
-    gradient = tl.exp(z - lse[:, None]) * (1.0 + 2.0 * z_loss * lse)[:, None]
-    gradient -= tl.where(hit, 1.0 - smoothing, 0.0) + smoothing / vocab
-    gradient *= row_weight[:, None]
+    gradient = tl.exp(z - lse[:, None]) * (row_weight * (1.0 + 2.0 * z_loss * lse))[:, None]
+    gradient -= tl.where(hit, (row_weight * (1.0 - smoothing))[:, None], 0.0)
+    gradient -= (row_weight * smoothing / vocab)[:, None]
     kept = inside[:, None] & (start + local < stop)[None, :]
     gradient = tl.where(kept, gradient, 0.0)
     store_tile(workspace_ptr, gradient, tile_m, local, width, BM)
