@@ -13,13 +13,16 @@ from lcl_composer.registry import Registry, encoders, language_models
 
 def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     """Yield the key and the message of every relation that does not hold."""
-    if run.device_train_microbatch_size == "auto" and run.loss.contrastive_weight > 0:
+    contrast = run.loss.contrastive_weight > 0 or "contrastive_weight" in run.algorithms
+    if run.device_train_microbatch_size == "auto" and contrast and "grad_cache" not in run.algorithms:
         yield (
             ("device_train_microbatch_size",),
-            "auto would change the number of negatives during the run; set a number (or null for the whole "
-            "batch), or loss.contrastive_weight to 0",
+            "auto would change the number of negatives during the run; add algorithms.grad_cache, set a "
+            "number (or null for the whole batch), or loss.contrastive_weight to 0",
         )
-    if run.loss.contrastive_weight == 0 and run.loss.generation_weight == 0:
+    if {"image_resolution", "patch_dropout"} <= set(run.algorithms):
+        yield ("algorithms", "patch_dropout"), "does not go together with image_resolution; remove one"
+    if not contrast and run.loss.generation_weight == 0:
         yield ("loss",), "both weights are 0; nothing would be trained"
     if run.loss.logit_scale_init > run.loss.logit_scale_max:
         yield ("loss", "logit_scale_init"), f"is above logit_scale_max, {run.loss.logit_scale_max}"
@@ -62,7 +65,12 @@ def check_batch_divides(config: RunConfig, world_size: int) -> None:
 
 
 def effective_negatives(config: RunConfig, world_size: int) -> int:
-    """Return the documents whose images L_con sets against one another: the microbatches of all ranks."""
+    """Return the documents whose images L_con sets against one another.
+
+    The microbatches of all ranks, or their whole batches with GradCache.
+    """
     micro = config.device_train_microbatch_size
     per_rank = config.global_train_batch_size // world_size
-    return world_size * (min(micro, per_rank) if isinstance(micro, int) else per_rank)
+    if isinstance(micro, int) and "grad_cache" not in config.algorithms:
+        per_rank = min(micro, per_rank)
+    return world_size * per_rank

@@ -1,0 +1,102 @@
+"""A number that moves over training, and the algorithms that set something to it before each batch."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.loggers import Logger
+
+from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.models.lcl import LCLModel
+
+Shape = Literal["linear", "cosine"]
+
+
+class Schedule:
+    """From ``start`` to ``end`` between two points in time; constant before and after.
+
+    It is a function of the timestamp alone, so that a resumed run follows it without any state.
+
+    Args:
+        start: Value up to ``begin``.
+        end: Value from ``until`` on.
+        shape: The way between: ``linear``, or half a ``cosine`` (flat at both ends).
+        begin: Composer time string (``ep``, ``ba``, ``sp``, ``tok`` or ``dur``).
+        until: Composer time string in the same unit; equal to ``begin`` for a step.
+
+    Raises:
+        ValueError: If the two times have different units and ``begin`` is not 0, or are out of order.
+    """
+
+    def __init__(self, start: float, end: float, shape: Shape, begin: str, until: str):
+        self.start, self.end, self.shape = start, end, shape
+        self._begin, self._until = Time.from_timestring(begin), Time.from_timestring(until)
+        if self._begin.value == 0:
+            self._begin = Time(0, self._until.unit)
+        if self._begin.unit != self._until.unit:
+            raise ValueError(f"begin {begin!r} and until {until!r} must have one unit")
+        if self._begin.value > self._until.value:
+            raise ValueError(f"begin {begin!r} is after until {until!r}")
+
+    def value(self, state: State) -> float:
+        """The value for the batch that is about to be trained.
+
+        Raises:
+            ValueError: If the times are shares of the training (``dur``) and its length is not known.
+        """
+        now, begin, until = self._now(state), self._begin.value, self._until.value
+        if now >= until:
+            return self.end
+        if now <= begin:
+            return self.start
+        progress = (now - begin) / (until - begin)
+        if self.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * progress
+
+    def over(self, state: State) -> bool:
+        """Whether ``until`` has passed."""
+        return self._now(state) >= self._until.value
+
+    def _now(self, state: State) -> float:
+        if self._until.unit != TimeUnit.DURATION:
+            return float(state.timestamp.get(self._until.unit).value)
+        elapsed = state.get_elapsed_duration()
+        if elapsed is None:
+            raise ValueError("a schedule in 'dur' needs max_duration")
+        return float(elapsed.value)
+
+
+class Scheduled(Algorithm, ABC):
+    """Sets one thing of the model to the value of a schedule before each batch, and logs it.
+
+    Args:
+        schedule: The value over time.
+        metric: Name to log the value under.
+    """
+
+    def __init__(self, schedule: Schedule, metric: str):
+        self.schedule, self.metric = schedule, metric
+
+    def match(self, event: Event, state: State) -> bool:
+        """At construction and before each batch."""
+        return event in (Event.INIT, Event.BATCH_START)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Prepare the model once; then set and log the value."""
+        model = lcl_model(state)
+        if event == Event.INIT:
+            self.prepare(model)
+            return
+        value = self.schedule.value(state)
+        logger.log_metrics({self.metric: self.set(model, value)})
+
+    def prepare(self, model: LCLModel) -> None:
+        """Check or change the model before a checkpoint is loaded and DDP goes around it."""
+
+    @abstractmethod
+    def set(self, model: LCLModel, value: float) -> float:
+        """Set the value for the coming batch; return what is to be logged, the value actually used."""
