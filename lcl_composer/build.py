@@ -13,7 +13,7 @@ from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
 from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
-from lcl_composer.errors import ConfigError, DataError, LCLError
+from lcl_composer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -119,6 +119,8 @@ def build_callbacks(composed: ComposedConfig) -> list[Callback]:
 
     The order matters at the end of training: the table names the encoder and the plots, so it comes last.
     """
+    from lcl_composer.callbacks.bad_samples import BadSamples
+    from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
     from lcl_composer.callbacks.curves import Curves
     from lcl_composer.callbacks.exact_resume import ExactResume
     from lcl_composer.callbacks.export_encoder import ExportEncoder
@@ -129,7 +131,8 @@ def build_callbacks(composed: ComposedConfig) -> list[Callback]:
     named = [registry.callbacks.build({"name": name, **spec}) for name, spec in config.callbacks.items()]
     record = RunRecord(folder, composed.to_yaml())
     export = ExportEncoder(folder / "encoder", config)
-    return [record, ExactResume(), TrainingMetrics(), *named, export, Curves(folder), build_end_table(config)]
+    always = [record, CheckpointContents(), ExactResume(), TrainingMetrics(), BadSamples()]
+    return [*always, *named, export, Curves(folder), build_end_table(config)]
 
 
 def build_end_table(config: RunConfig) -> Callback:
@@ -178,50 +181,46 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     reproducibility.seed_all(config.seed)
     tokenizer = build_tokenizer(config)
     model = build_model(config, tokenizer.vocab_size)
+    check_start(config, model)
     rules = layout_rules(config, model.encoder.tokens_per_image)
     callbacks = build_callbacks(composed)
     held_out = config.data.eval and build_data(config, config.data.eval, tokenizer, rules)
-    settings = config.model_dump(include=_TRAINER_ARGUMENTS)
-    try:
-        trainer = Trainer(
-            model=model,
-            train_dataloader=build_data(config, config.data.train, tokenizer, rules),
-            eval_dataloader=held_out,
-            eval_interval=config.eval_interval if held_out else 0,
-            optimizers=build_optimizer(config, model),
-            schedulers=registry.schedulers.build(config.scheduler.spec()),
-            algorithms=[
-                registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()
-            ],
-            callbacks=callbacks,
-            loggers=build_loggers(config),
-            precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
-            save_overwrite=True,  # a crash between a checkpoint and its symlink must not stop the relaunch
-            load_weights_only=True,  # load_path starts a new run; autoresume loads everything all the same
-            **settings,
-        )
-    except Exception as error:
-        raise_misfit(config, model, error)
-        raise
+    trainer = Trainer(
+        model=model,
+        train_dataloader=build_data(config, config.data.train, tokenizer, rules),
+        eval_dataloader=held_out,
+        eval_interval=config.eval_interval if held_out else 0,
+        optimizers=build_optimizer(config, model),
+        schedulers=registry.schedulers.build(config.scheduler.spec()),
+        algorithms=[registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()],
+        callbacks=callbacks,
+        loggers=build_loggers(config),
+        precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
+        save_overwrite=True,  # a crash between a checkpoint and its symlink must not stop the relaunch
+        load_weights_only=True,  # load_path starts a new run; autoresume loads everything all the same
+        **config.model_dump(include=_TRAINER_ARGUMENTS),
+    )
     for callback in callbacks:
         if isinstance(callback, ExactResume):
             callback.trainer = trainer
     return trainer
 
 
-def raise_misfit(config: RunConfig, model: torch.nn.Module, error: Exception) -> None:
-    """Turn what Composer raised into a line that names the file, if a checkpoint is the reason.
+def check_start(config: RunConfig, model: torch.nn.Module) -> None:
+    """Look into the checkpoint that the run starts from, before anything of the run folder is touched.
+
+    Composer resumes without asking that all weights fit: a model of which half is new would train on.
 
     Raises:
-        DataError: If the checkpoint that the run starts from cannot be read or does not fit the model.
+        DataError: If the checkpoint cannot be read or does not fit the model.
     """
     from lcl_composer.checkpoint import misfit
 
     latest = Path(config.save_folder, "latest-rank0.pt")
     resumes = config.autoresume and latest.exists()
-    path = latest.resolve() if resumes else Path(config.load_path or "")
-    if isinstance(error, LCLError) or (not resumes and (not config.load_path or "://" in config.load_path)):
+    if not resumes and (config.load_path is None or "://" in config.load_path):
         return
-    if reason := misfit(path, model):
-        advice = "choose another run_name or save_folder" if resumes else "mend load_path"
-        raise DataError(f"{reason}; {advice}") from error
+    if reason := misfit(latest.resolve() if resumes else str(config.load_path), model):
+        raise DataError(
+            f"{reason}; {'choose another run_name or save_folder' if resumes else 'mend load_path'}"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,11 +26,17 @@ def only_safe_loads() -> None:
     torch.serialization.add_safe_globals([type(torch.__version__), datetime.timedelta, *arrays])
 
 
-def read_model_state(path: str | Path) -> dict[str, Tensor]:
+def read_model_state(path: str | Path, weights: Literal["trained", "ema"] = "trained") -> dict[str, Tensor]:
     """The model's tensors in a Composer checkpoint, without DDP's or torch.compile's prefixes.
 
+    Args:
+        path: The checkpoint.
+        weights: ``trained``, or the average that the ``ema`` algorithm kept beside them; what it does not
+            average, as with ``part: encoder``, is the trained.
+
     Raises:
-        DataError: If the file is missing, truncated, holds code, or is no Composer checkpoint.
+        DataError: If the file is missing, truncated, holds code, or is no Composer checkpoint, or
+            if it holds no average.
     """
     only_safe_loads()
     if not Path(path).is_file():
@@ -45,7 +51,15 @@ def read_model_state(path: str | Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = dict(checkpoint["state"]["model"])
     except (LookupError, TypeError) as error:
         raise DataError(f"checkpoint {path}: not a Composer checkpoint (no state.model)") from error
-    return {name.removeprefix("module.").replace("_orig_mod.", ""): value for name, value in tensors.items()}
+    tensors = {n.removeprefix("module.").replace("_orig_mod.", ""): value for n, value in tensors.items()}
+    ema = dict(checkpoint["state"].get("algorithms", ())).get("EMA", {})
+    if weights == "ema" and "average" not in ema:
+        raise DataError(
+            f"checkpoint {path}: was trained without ema and holds no average; take the trained weights"
+        )
+    # Saved after the end of training, the two have changed places.
+    swap = (weights == "ema") != ema.get("in_model", False)
+    return {**tensors, **ema["average"]} if swap else tensors
 
 
 def misfit(path: str | Path, model: nn.Module) -> str:

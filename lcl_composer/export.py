@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -81,7 +81,12 @@ def _save(module: nn.Module, path: Path) -> None:
     )
 
 
-def export_checkpoint(checkpoint: str | Path, out: str | Path, layout: str = "encoder") -> Path:
+def export_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    layout: str = "encoder",
+    weights: Literal["trained", "ema"] = "trained",
+) -> Path:
     """Export from a Composer checkpoint of a run folder.
 
     Args:
@@ -89,6 +94,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, layout: str = "en
         out: Folder to write.
         layout: ``encoder`` for :func:`export_encoder`, ``released`` for the whole model as one
             ``state_dict.safetensors`` in the layout of the authors' release.
+        weights: ``trained``, or the average of the ``ema`` algorithm.
 
     Returns:
         The folder.
@@ -102,7 +108,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, layout: str = "en
 
     if layout not in ("encoder", "released"):
         raise ConfigError(f"export: no layout {layout!r}; use 'encoder' or 'released'")
-    state = read_model_state(checkpoint)
+    state = read_model_state(checkpoint, weights)
     if layout == "released":
         Path(out).mkdir(parents=True, exist_ok=True)
         released = {name: tensor.contiguous() for name, tensor in to_released(state).items()}

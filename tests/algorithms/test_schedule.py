@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from composer.core import Time, Timestamp
+
+from lcl_composer.algorithms.schedule import Schedule
+
+
+def at(batch: int, epoch: int = 0, max_duration: str | None = "100ba") -> Any:
+    elapsed = Time(batch / 100, "dur") if max_duration else None
+    return SimpleNamespace(
+        timestamp=Timestamp(batch=batch, epoch=epoch), get_elapsed_duration=lambda: elapsed
+    )
+
+
+@pytest.mark.parametrize(("batch", "value"), [(0, 2.0), (10, 2.0), (15, 1.5), (20, 1.0), (99, 1.0)])
+def test_linear_between_two_batches(batch: int, value: float) -> None:
+    assert Schedule(2, 1, "linear", "10ba", "20ba").value(at(batch)) == pytest.approx(value)
+
+
+def test_cosine_is_flat_at_its_ends_and_meets_the_line_in_the_middle() -> None:
+    schedule = Schedule(0, 1, "cosine", "0ba", "1dur")
+    assert schedule.value(at(50)) == pytest.approx(0.5)
+    assert schedule.value(at(10)) == pytest.approx((1 - math.cos(0.1 * math.pi)) / 2)
+    assert schedule.value(at(10)) < 0.03
+
+
+def test_a_step_switches_at_its_time() -> None:
+    schedule = Schedule(1, 0, "linear", "3ep", "3ep")
+    assert [schedule.value(at(0, epoch)) for epoch in (2, 3, 4)] == [1, 0, 0]
+    assert [schedule.over(at(0, epoch)) for epoch in (2, 3)] == [False, True]
+
+
+def test_zero_begins_in_any_unit_but_others_must_agree() -> None:
+    assert Schedule(0, 1, "linear", "0ba", "0.5dur").value(at(25)) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="must have one unit"):
+        Schedule(0, 1, "linear", "5ba", "0.5dur")
+    with pytest.raises(ValueError, match="is after until"):
+        Schedule(0, 1, "linear", "5ba", "4ba")
+
+
+def test_shares_of_the_training_need_its_length() -> None:
+    with pytest.raises(ValueError, match="needs max_duration"):
+        Schedule(0, 1, "linear", "0ba", "1dur").value(at(1, max_duration=None))
