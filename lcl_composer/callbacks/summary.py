@@ -14,8 +14,10 @@ from torch import Tensor
 from lcl_composer.callbacks.periodic import evaluating
 from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.evaluation.features import open_image_folder
+from lcl_composer.evaluation.gallery import Gallery
+from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.probe import ProbeSettings, probe_model
-from lcl_composer.evaluation.retrieval import RetrievalSettings, evaluate_retrieval
+from lcl_composer.evaluation.retrieval import RetrievalSettings, collect_features
 from lcl_composer.evaluation.weights import image_side_state, image_side_weights
 from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
@@ -29,7 +31,8 @@ class EndTable(Callback):
     whose construction gives the same weights from the same seed, compares with the same encoder.
 
     The measurements are taken at ``fit_end``, written to ``summary.json`` and to the loggers under
-    ``final/``; the table is printed when the trainer closes, after the progress bars.
+    ``final/``; the table is printed when the trainer closes, after the progress bars. With a gallery, what
+    retrieval finds for a few queries goes to ``gallery.json``, to be looked at in ``lcl report``.
 
     Args:
         folder: The run folder, ``runs/NAME``, with ``metrics.jsonl`` and ``plots/`` in it.
@@ -37,6 +40,7 @@ class EndTable(Callback):
         retrieval: Settings, or None to leave it out.
         probe: Settings, or None to leave it out.
         encoder: Where the exported encoder lies, named in the table.
+        gallery: Shows what retrieval finds; None leaves it out.
     """
 
     def __init__(
@@ -47,9 +51,10 @@ class EndTable(Callback):
         retrieval: RetrievalSettings | None,
         probe: ProbeSettings | None,
         encoder: Path | None = None,
+        gallery: Gallery | None = None,
     ):
         self.folder, self.transform, self.encoder = Path(folder), transform, encoder
-        self.retrieval, self.probe = retrieval, probe
+        self.retrieval, self.probe, self.gallery = retrieval, probe, gallery
         self.summary: dict[str, Any] | None = None
         self._untrained: dict[str, Tensor] = {}
         if probe:  # opened now: a missing folder must not surface after hours of training
@@ -79,8 +84,12 @@ class EndTable(Callback):
     def _measure_retrieval(self, state: State) -> dict[str, float] | None:
         if self.retrieval is None or not state.evaluators:
             return None
-        loader = state.evaluators[0].dataloader.dataloader
-        return evaluate_retrieval(lcl_model(state), loader, self.retrieval.max_images)
+        batches = state.evaluators[0].dataloader.dataloader
+        watched = self.gallery.watch(batches) if self.gallery else batches
+        features = collect_features(lcl_model(state), watched, self.retrieval.max_images)
+        if self.gallery:
+            self.gallery.write(features, self.folder)
+        return retrieval_metrics(features.images, features.contexts)
 
     def _measure_probe(self, state: State) -> dict[str, Any] | None:
         if self.probe is None:
