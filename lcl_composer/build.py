@@ -125,13 +125,14 @@ def build_callbacks(composed: ComposedConfig) -> list[Callback]:
     from lcl_composer.callbacks.exact_resume import ExactResume
     from lcl_composer.callbacks.export_encoder import ExportEncoder
     from lcl_composer.callbacks.run_record import RunRecord
+    from lcl_composer.callbacks.text_only import TextOnly
     from lcl_composer.callbacks.training_metrics import TrainingMetrics
 
     config, folder = composed.run, run_folder(composed.run)
     named = [registry.callbacks.build({"name": name, **spec}) for name, spec in config.callbacks.items()]
     record = RunRecord(folder, composed.to_yaml())
     export = ExportEncoder(folder / "encoder", config)
-    always = [record, CheckpointContents(), ExactResume(), TrainingMetrics(), BadSamples()]
+    always = [record, CheckpointContents(), ExactResume(), TrainingMetrics(), BadSamples(), TextOnly()]
     return [*always, *named, export, Curves(folder), build_end_table(config)]
 
 
@@ -139,6 +140,7 @@ def build_end_table(config: RunConfig) -> Callback:
     """The table at the end of the run, with the measurements that ``evaluation`` names."""
     from lcl_composer.callbacks.summary import EndTable
     from lcl_composer.data.image import eval_transform
+    from lcl_composer.evaluation.gallery import Gallery
     from lcl_composer.evaluation.probe import ProbeSettings
     from lcl_composer.evaluation.retrieval import RetrievalSettings
 
@@ -149,6 +151,7 @@ def build_end_table(config: RunConfig) -> Callback:
         retrieval=RetrievalSettings(**settings["retrieval"]) if "retrieval" in settings else None,
         probe=ProbeSettings(**settings["probe"]) if "probe" in settings else None,
         encoder=folder / "encoder",
+        gallery=Gallery(build_tokenizer(config)) if "retrieval" in settings else None,
     )
 
 

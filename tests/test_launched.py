@@ -1,0 +1,145 @@
+"""Runs through Composer's launcher: two ranks, kill -9 and relaunch, errors as a user sees them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from lcl_composer.checkpoint import read_model_state
+from lcl_composer.data.shared_memory import clean_shared_memory
+from tests import runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.world_size(2)]
+
+#: A drop-in that makes a run slow enough to be killed in the middle.
+SLOW = '''"""Sleep."""
+
+import time
+
+from composer.core import Callback
+
+
+class Slow(Callback):
+    """Sleep at each batch."""
+
+    def __init__(self, seconds: float = 0.5):
+        self.seconds = seconds
+
+    def batch_end(self, state, logger):
+        time.sleep(self.seconds)
+'''
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    documents = [runs.made_up(index) for index in range(34)]
+    return runs.write_data(tmp_path_factory.mktemp("data"), documents)
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    yield
+    clean_shared_memory()
+
+
+def launch(folder: Path, data: Path, ranks: int, *overrides: str) -> subprocess.Popen[str]:
+    path = runs.write_yaml(folder, runs.settings(data, save_interval="3ba"))
+    return runs.launch(folder, path, ranks, *overrides)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 20 batches on two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    code, output = runs.finish(launch(folder, data, 2))
+    assert code == 0, output
+    return folder
+
+
+def latest(folder: Path) -> dict[str, torch.Tensor]:
+    return read_model_state(folder / "runs/tiny/checkpoints/latest-rank0.pt")
+
+
+def test_two_ranks_train_as_one(two_ranks: Path, data: Path, tmp_path: Path):
+    """Equal global batches, equal losses, equal weights up to rounding."""
+    code, output = runs.finish(launch(tmp_path, data, 1))
+    assert code == 0, output
+    one, two = runs.read_metrics(tmp_path), runs.read_metrics(two_ranks)
+    assert list(one) == list(two) == list(range(1, 21))
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-5, abs=1e-6), f"step {step}"
+    expected = latest(tmp_path)
+    for name, tensor in latest(two_ranks).items():
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the launcher and all its ranks and workers."""
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        one.send_signal(signal.SIGKILL)
+    psutil.wait_procs(everyone, timeout=10)
+    process.communicate()
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        assert process.poll() is None, process.communicate()
+        if (folder / "runs/tiny/metrics.jsonl").exists() and max(
+            runs.read_metrics(folder), default=0
+        ) >= step:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no step {step} in two minutes")
+
+
+def test_kill_9_and_relaunch(two_ranks: Path, data: Path, tmp_path: Path):
+    """Ends with the losses and the weights of the run that nobody killed, bit for bit."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/slow.py").write_text(SLOW)
+    killed = launch(tmp_path, data, 2, "callbacks.slow={}")
+    wait_for_step(tmp_path, 7, killed)
+    kill_all(killed)
+    assert max(runs.read_metrics(tmp_path)) < 20
+    assert (tmp_path / "runs/tiny/checkpoints/ep0-ba6-rank0.pt").exists()
+    code, output = runs.finish(launch(tmp_path, data, 2))
+    assert code == 0, output
+    assert runs.read_metrics(tmp_path) == runs.read_metrics(two_ranks)
+    expected = latest(two_ranks)
+    assert not [name for name, tensor in latest(tmp_path).items() if not torch.equal(tensor, expected[name])]
+
+
+def errors_in(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def test_batch_size_that_two_ranks_do_not_divide(data: Path, tmp_path: Path):
+    code, output = runs.finish(launch(tmp_path, data, 2, "global_train_batch_size=5"))
+    assert code != 0
+    assert "error: global_train_batch_size: 5 documents do not divide over 2 ranks; use 4 or 6" in output
+    assert "Traceback" not in output
+
+
+def test_errors_without_the_launcher_are_one_line(data: Path, tmp_path: Path):
+    path = runs.write_yaml(tmp_path, runs.settings(data))
+    started = {
+        "unknown key": runs.run_alone(tmp_path, path, "optimizer.lrr=1"),
+        "missing data": runs.run_alone(tmp_path, path, "data.train.local=nowhere"),
+        "missing file": runs.run_alone(tmp_path, tmp_path / "nothing.yaml"),
+    }
+    expected = {"unknown key": "lrr", "missing data": "nowhere", "missing file": "nothing.yaml"}
+    for name, process in started.items():
+        code, output = runs.finish(process)
+        assert code == 1, (name, output)
+        assert len(errors_in(output)) == 1, (name, output)
+        assert expected[name] in output
+        assert "Traceback" not in output
