@@ -90,7 +90,8 @@ class TimmEncoder(Encoder):
         model_args: dict[str, Any] | None = None,
     ):
         super().__init__(image_size)
-        self.backbone = _create_timm(model_name, image_size, pretrained, model_args or {})
+        wanted = pretrained and not torch.empty(0).is_meta  # no memory to put weights into
+        self.backbone = _create_timm(model_name, image_size, wanted, model_args or {})
         with torch.device("meta"):
             self._inspect(_create_timm(model_name, image_size, False, model_args or {}))
         if gradient_checkpointing:

@@ -55,6 +55,13 @@ def test_documents_are_text_and_pictures_in_turn():
     assert counts == {2, 3, 4}
 
 
+def test_floating_pictures_are_the_same_but_for_their_place():
+    fixed, floating = (next(ShapesGenerator(1, floating=floats).documents()) for floats in (False, True))
+    assert [image.floats for image in fixed.images] == [False] * len(fixed.images)
+    assert [image.floats for image in floating.images] == [True] * len(floating.images)
+    assert [image.data for image in floating.images] == [image.data for image in fixed.images]
+
+
 def test_texts_are_those_of_the_documents():
     generator = ShapesGenerator(15, split="held_out")
     drawn = [s.text for d in generator.documents() for s in d.segments if isinstance(s, Text)]
