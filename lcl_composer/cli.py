@@ -6,7 +6,7 @@ Verbs import what they need when they run: torch and Composer cost seconds, and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -81,3 +81,33 @@ def schema(
         out.write_text(schema_text())
     else:
         typer.echo(schema_text(), nl=False)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="runs/NAME/checkpoints/X.pt")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    layout: Annotated[str, typer.Option(help="encoder, or released: the authors' state dict.")] = "encoder",
+    weights: Annotated[Literal["trained", "ema"], typer.Option(help="Which weights.")] = "trained",
+) -> None:
+    """Export the encoder (or the whole model in the released layout) from a checkpoint."""
+    from lcl_composer.export import export_checkpoint
+
+    typer.echo(f"wrote {export_checkpoint(checkpoint, out, layout, weights)}")
+
+
+@app.command()
+def evaluate(
+    encoder: Annotated[Path, typer.Argument(help="An exported encoder, such as runs/NAME/encoder.")],
+    train: Annotated[str, typer.Argument(help="Labelled images to fit a linear probe on: DIR/<class>/*.png")],
+    val: Annotated[str, typer.Argument(help="Labelled images to measure it on.")],
+    features: Annotated[Literal["patch_mean", "pooled"], typer.Option(help="What it reads.")] = "patch_mean",
+) -> None:
+    """Linear probe of an exported encoder, frozen, beside the same encoder untrained."""
+    from lcl_composer.evaluation.frozen import evaluate_frozen
+    from lcl_composer.evaluation.probe import ProbeSettings
+
+    trained, untrained = evaluate_frozen(encoder, ProbeSettings(train, val, features))
+    typer.echo(
+        f"trained {trained.accuracy:.1%}, untrained {untrained.accuracy:.1%}, chance {trained.chance:.1%}"
+    )

@@ -57,6 +57,22 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
         DataError: If a file is missing, damaged, or does not fit the architecture in ``config.json``.
     """
     folder = Path(folder)
+    encoder, pooler = untrained_encoder(folder)
+    try:
+        encoder.backbone.load_state_dict(load_file(folder / _ENCODER))
+        pooler.load_state_dict(load_file(folder / _POOLER))
+    except (SafetensorError, RuntimeError) as error:
+        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
+    return encoder, pooler
+
+
+def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
+    """The architecture of an exported encoder with random weights, in eval mode, to compare with.
+
+    Raises:
+        DataError: If a file is missing, or ``config.json`` is damaged.
+    """
+    folder = Path(folder)
     for name in (_CONFIG, _ENCODER, _POOLER):
         if not (folder / name).is_file():
             raise DataError(f"{folder}: not an exported encoder, {name} is missing")
@@ -67,9 +83,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
         pooler = poolers.build(
             description["pooler"], width=description["width"], embed_dim=description["embed_dim"]
         )
-        encoder.backbone.load_state_dict(load_file(folder / _ENCODER))
-        pooler.load_state_dict(load_file(folder / _POOLER))
-    except (SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
     return encoder.eval(), pooler.eval()
 

@@ -60,6 +60,8 @@ class ShapesGenerator:
         split: ``train`` or ``held_out``.
         min_images: Fewest pictures a document.
         max_images: Most pictures a document; the number is drawn evenly between the two.
+        max_groups: Most groups of like objects a picture, 1 to 4; more make it harder to learn.
+        floating: Pictures go before or after the text that follows them, drawn each epoch, as in MMC4.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -73,14 +75,16 @@ class ShapesGenerator:
         split: str = "train",
         min_images: int = 1,
         max_images: int = 3,
+        max_groups: int = 3,
+        floating: bool = False,
     ):
         if split not in ("train", "held_out"):
             raise ConfigError(f"shapes: split is {split!r}; use 'train' or 'held_out'")
-        if documents < 1 or image_size < 16 or not 1 <= min_images <= max_images:
+        if documents < 1 or image_size < 16 or not 1 <= min_images <= max_images or not 1 <= max_groups <= 4:
             raise ConfigError(
                 f"shapes: documents={documents}, image_size={image_size}, min_images={min_images}, "
-                f"max_images={max_images}; need documents >= 1, image_size >= 16, "
-                "1 <= min_images <= max_images"
+                f"max_images={max_images}, max_groups={max_groups}; need documents >= 1, image_size >= 16, "
+                "1 <= min_images <= max_images, 1 <= max_groups <= 4"
             )
         self.documents_count = documents
         self.image_size = image_size
@@ -88,10 +92,21 @@ class ShapesGenerator:
         self.split = split
         self.min_images = min_images
         self.max_images = max_images
+        self.max_groups = max_groups
+        self.floating = floating
 
     def settings(self) -> dict[str, Any]:
         """Return all that the documents depend on, as JSON values."""
-        names = ("documents_count", "image_size", "seed", "split", "min_images", "max_images")
+        names = (
+            "documents_count",
+            "image_size",
+            "seed",
+            "split",
+            "min_images",
+            "max_images",
+            "max_groups",
+            "floating",
+        )
         return {"generator": "shapes", "version": _VERSION, **{name: getattr(self, name) for name in names}}
 
     def documents(self) -> Iterator[Document]:
@@ -99,7 +114,9 @@ class ShapesGenerator:
         for index in range(self.documents_count):
             plan, rng = self._plan(index), self._stream(index, "render")
             segments: list[Segment] = [
-                Image(render(part, self.image_size, rng)) if isinstance(part, Scene) else Text(part)
+                Image(render(part, self.image_size, rng), self.floating)
+                if isinstance(part, Scene)
+                else Text(part)
                 for part in plan
             ]
             name = f"shapes-{self.split}-{index:06d}"
@@ -124,7 +141,7 @@ class ShapesGenerator:
         parts: list[str | Scene] = []
         text = opening(rng)
         for position in range(rng.randint(self.min_images, self.max_images)):
-            scene = draw_scene(rng, self.split)
+            scene = draw_scene(rng, self.split, self.max_groups)
             sentence, hidden = before(scene, position, rng)
             parts += [text + sentence, scene]
             text = after(scene, hidden, rng) + " "

@@ -75,10 +75,10 @@ def split_of(scene: Scene) -> str:
     return next((name for name, number in SPLITS.items() if number == part), "train")
 
 
-def draw_scene(rng: Random, split: str) -> Scene:
-    """Draw a scene of two or three groups (one in ten has one) that belongs to ``split``."""
+def draw_scene(rng: Random, split: str, max_groups: int = 3) -> Scene:
+    """Draw a scene of one to ``max_groups`` groups (at most four) that belongs to ``split``."""
     while True:
-        number = 1 if rng.random() < 0.1 else rng.choice((2, 2, 3))
+        number = rng.randint(1, max_groups)
         colours, places = rng.sample(list(COLOURS), number), rng.sample(list(PLACES), number)
         groups = tuple(_draw_group(rng, colour, place) for colour, place in zip(colours, places, strict=True))
         scene = Scene(rng.choice(list(BACKGROUNDS)), groups)

@@ -39,9 +39,9 @@ def before(scene: Scene, position: int, rng: Random) -> tuple[str, Group | None]
         off the picture, which is what gives the generation loss a reason to look at it.
     """
     groups, hidden = list(scene.groups), None
-    if len(groups) > 1 and rng.random() < 0.3:
+    if len(groups) > 1 and rng.random() < 0.2:
         hidden = groups.pop(rng.randrange(len(groups)))
-    background = f" on a {scene.background} background" if rng.random() < 0.6 else ""
+    background = f" on a {scene.background} background" if rng.random() < 0.9 else ""
     sentence = rng.choice(_BEFORE).format(
         first=rng.choice(_FIRST[min(position, len(_FIRST) - 1)]),
         number=_ORDINALS[min(position, len(_ORDINALS) - 1)],
