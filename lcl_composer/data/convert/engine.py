@@ -80,8 +80,7 @@ def convert(
         if remote is not None and not folder.started:
             with folder.scratch("remote") as empty:
                 check_remote(remote, empty)
-        folder.begin({**_identity(report), "out": out})
-        count = folder.plan(source)
+        count = folder.begin({**_identity(report), "out": out}, source)
         _convert_parts(job, folder, count, workers or os.cpu_count() or 1, progress)
         with folder.scratch("result") as result:
             merge_parts(folder, count, report, result)

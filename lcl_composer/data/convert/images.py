@@ -59,7 +59,7 @@ def read_file(path: Path) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise Rejected(f"file over {MAX_BYTES >> 20} MiB")
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
         raise Rejected("file missing") from error
     except OSError as error:
         raise Rejected(f"file unreadable ({error.strerror})") from error

@@ -77,11 +77,11 @@ class Img2Dataset(PairSource):
         images = [suffix for suffix in record.members if suffix not in _FACTS]
         if not images:
             raise Rejected("image missing")
-        check_facts(self, facts.get("similarity"), facts.get("LANGUAGE"))
         if ".txt" in record.members:
             caption = caption_text(decode_text(record.members[".txt"]))
         else:
             caption = caption_text(facts.get("caption"))
+        check_facts(self, facts.get("similarity"), facts.get("LANGUAGE"))
         yield self.pair(name, accept_image(record.members[images[0]], self.rules), caption)
 
 

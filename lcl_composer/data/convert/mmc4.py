@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
@@ -38,7 +39,7 @@ class MMC4(Source):
     joined with their neighbours. Shards may be zipped or not, and their numbers may have gaps.
 
     Args:
-        source: Folder with the shards (``docs_shard_0_v2.jsonl.zip``, ``docs_no_face_shard_0_v3.jsonl``, ...),
+        source: Folder with the shards (``docs_shard_0_v2.jsonl.zip``, ``docs_no_face_shard_0_v3.jsonl``),
             or the folder above it.
         images: Folder of the images, flat or with a folder a shard number; None for ``images`` in the source.
         variant: Which shards to read if the source holds several variants: ``full`` (v2), ``core`` (v3), and
@@ -111,7 +112,7 @@ class MMC4(Source):
     def read_named(self, shard: int, name: str) -> bytes:
         """Return an image of a shard by its name, from the flat folder or the shard's own."""
         by_shard = inside(self._images, f"{shard}/{name}")
-        return read_image(by_shard if by_shard.is_file() else inside(self._images, name), self.rules)
+        return read_image(by_shard if os.path.isfile(by_shard) else inside(self._images, name), self.rules)
 
 
 @dataclass(frozen=True, kw_only=True)

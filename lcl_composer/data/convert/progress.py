@@ -32,11 +32,13 @@ class Progress:
 
     def show_documents(self, documents: int) -> None:
         """Set the number of documents read; it is drawn a few times a second."""
-        self._documents = documents
         now = time.monotonic()
+        if not self._documents:
+            self._started = now  # the workers have started only now
+        self._documents = documents
         if now - self._shown > 0.2:
             self._shown = now
-            rate = documents / (now - self._started)
+            rate = documents / max(now - self._started, 1e-9)
             self._bar.set_postfix_str(f"{documents:,} documents, {rate:,.0f} documents/s")
 
     def __enter__(self) -> Progress:

@@ -65,18 +65,31 @@ class WorkFolder:
             shutil.rmtree(self.state / "tmp", ignore_errors=True)
             (self.state / "tmp").mkdir()
             (self.state / "parts").mkdir(exist_ok=True)
-            yield
+            try:
+                yield
+            except BaseException:
+                if not self.started:  # refused before anything was converted
+                    shutil.rmtree(self.root, ignore_errors=True)
+                raise
 
-    def begin(self, manifest: dict[str, Any]) -> None:
+    def begin(self, manifest: dict[str, Any], source: Source) -> int:
         """Write down what is converted and how, or check that it is what was begun here.
 
+        Args:
+            manifest: The settings that decide the output.
+            source: The source, which is cut into parts.
+
+        Returns:
+            The number of parts.
+
         Raises:
-            DataError: If it is something else.
+            DataError: If the settings are others, or the source has changed.
         """
         manifest = json.loads(json.dumps(manifest))  # tuples as lists, as they come back
         if not self.started:
+            count = self._write_plan(source)
             self.write_text(self._manifest, json.dumps(manifest, indent=2))
-            return
+            return count
         begun = json.loads(self._manifest.read_text())
         if begun != manifest:
             changes = _differences(begun, manifest)
@@ -84,26 +97,9 @@ class WorkFolder:
                 f"{self.root}: begun with other settings ({changes}); go back to them, or delete the folder "
                 "to start anew"
             )
+        return self._check_plan(source)
 
-    def plan(self, source: Source) -> int:
-        """Write down the parts, or check that they are those of the first time; return their number.
-
-        Raises:
-            DataError: If the source has changed.
-        """
-        if self._plan.is_file():
-            with open(self._plan) as file:
-                old = (line.rstrip("\n") for line in file)
-                count = 0
-                for before, now in zip_longest(old, _plan_lines(source)):
-                    if before != now:
-                        name = json.loads(before or now or "")["name"]
-                        raise DataError(
-                            f"{source.source}: has changed since {self.root} was begun (at {name!r}); delete "
-                            "that folder to start anew"
-                        )
-                    count += 1
-            return count
+    def _write_plan(self, source: Source) -> int:
         count = 0
         with self.scratch("plan") as folder:
             with open(folder / "plan", "w") as file:
@@ -111,6 +107,20 @@ class WorkFolder:
                     file.write(line + "\n")
                     count += 1
             os.replace(folder / "plan", self._plan)
+        return count
+
+    def _check_plan(self, source: Source) -> int:
+        count = 0
+        with open(self._plan) as file:
+            old = (line.rstrip("\n") for line in file)
+            for before, now in zip_longest(old, _plan_lines(source)):
+                if before != now:
+                    name = json.loads(before or now or "")["name"]
+                    raise DataError(
+                        f"{source.source}: has changed since {self.root} was begun (at {name!r}); delete "
+                        "that folder to start anew"
+                    )
+                count += 1
         return count
 
     def parts(self) -> Iterator[tuple[int, Part]]:

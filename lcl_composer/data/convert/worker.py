@@ -94,7 +94,7 @@ def _accepted(
                 if problem := _problem(sample.document, source.min_words):
                     report.drop(problem, sample.document.id)
                 else:
-                    yield replace(sample, document=_valid(sample.document))
+                    yield replace(sample, document=valid_document(sample.document))
         except Rejected as reason:
             report.drop(str(reason), name)
 
@@ -109,7 +109,8 @@ def _problem(document: Document, min_words: int) -> str | None:
     return None
 
 
-def _valid(document: Document) -> Document:
+def valid_document(document: Document) -> Document:
+    """Return the document with halves of characters replaced, which no shard can hold."""
     segments = tuple(Text(valid_text(s.text)) if isinstance(s, Text) else s for s in document.segments)
     return Document(valid_text(document.id), valid_text(document.source), segments)
 
