@@ -144,6 +144,9 @@ def _sweep(
     bias = None if bias is None else bias.detach().to(weight.dtype)
     losses = hidden.new_zeros(hidden.shape[0], dtype=weight.dtype)
     buffer = weight.new_empty(min(CHUNK, hidden.shape[0]), weight.shape[0])
+    kept = targets != settings.ignore_index
+    if row_weights is not None or not kept.all():  # otherwise a pass over the logits is saved
+        row_weights = kept.to(weight.dtype) if row_weights is None else row_weights * kept
     with exact_half_products(settings.dtype):
         for start in range(0, hidden.shape[0], CHUNK):
             rows = slice(start, start + CHUNK)
@@ -151,39 +154,41 @@ def _sweep(
             logits = torch.mm(chunk, weight.T, out=buffer[: chunk.shape[0]])  # [C, V]
             if bias is not None:
                 logits += bias
-            kept = targets[rows] != settings.ignore_index
-            index = torch.where(kept, targets[rows], 0).unsqueeze(1)  # [C, 1]
+            index = torch.where(kept[rows], targets[rows], 0).unsqueeze(1)  # [C, 1]
             losses[rows], lse = _losses(logits, index, settings)
-            losses[rows].masked_fill_(~kept, 0.0)
             if grads.hidden is None and grads.weight is None and grads.bias is None:
                 continue
-            row_weight = kept.to(logits.dtype) if row_weights is None else row_weights[rows] * kept
+            row_weight = None if row_weights is None else row_weights[rows]
             _logit_gradient_(logits, index, lse, row_weight, settings)
             _accumulate(grads, rows, logits, chunk, weight)
-    return losses
+    return losses.masked_fill_(~kept, 0.0)
 
 
 def _losses(logits: Tensor, index: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return losses [C] and LSE [C]; ``logits`` [C, V] become e^(z - max) in place."""
+    """Return losses [C] and LSE [C]; ``logits`` [C, V] become probabilities in place."""
     smoothing = settings.label_smoothing
     loss = logits.gather(1, index).squeeze(1).mul(smoothing - 1.0)
     if smoothing:
         loss -= smoothing * logits.mean(1)
     maximum = logits.amax(1)
-    lse = logits.sub_(maximum.unsqueeze(1)).exp_().sum(1).log_().add_(maximum)
+    # One pass in cache for maximum, sum and quotient. The largest probability is at least 1 / V, so that the
+    # normaliser can be read off it, where that of the target may have underflowed.
+    torch.softmax(logits, 1, out=logits)
+    lse = maximum - logits.amax(1).log_()
     return loss + lse + settings.z_loss * lse.square(), lse
 
 
 def _logit_gradient_(
-    exps: Tensor, index: Tensor, lse: Tensor, row_weight: Tensor, settings: Settings
+    probabilities: Tensor, index: Tensor, lse: Tensor, row_weight: Tensor | None, settings: Settings
 ) -> None:
-    """Turn e^(z - max) [C, V] into d loss / d z in place, each row times ``row_weight`` [C]."""
-    factor = row_weight * (1.0 + 2.0 * settings.z_loss * lse) / exps.sum(1)
-    exps.mul_(factor.unsqueeze(1))
+    """Turn probabilities [C, V] into d loss / d z in place, each row times ``row_weight`` [C] (None: 1)."""
+    weight = torch.ones_like(lse) if row_weight is None else row_weight
+    if row_weight is not None or settings.z_loss:
+        probabilities.mul_((weight * (1.0 + 2.0 * settings.z_loss * lse)).unsqueeze(1))
     smoothing = settings.label_smoothing
-    exps.scatter_add_(1, index, (row_weight * (smoothing - 1.0)).unsqueeze(1))
+    probabilities.scatter_add_(1, index, (weight * (smoothing - 1.0)).unsqueeze(1))
     if smoothing:
-        exps.sub_((row_weight * (smoothing / exps.shape[1])).unsqueeze(1))
+        probabilities.sub_((weight * (smoothing / probabilities.shape[1])).unsqueeze(1))
 
 
 def _accumulate(grads: Gradients, rows: slice, dlogits: Tensor, chunk: Tensor, weight: Tensor) -> None:

@@ -1,0 +1,97 @@
+"""The implementations that benchmarks/kernels.py compares: ours, plain PyTorch, and published kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcl_composer.kernels import info_nce, linear_cross_entropy, sigmoid_loss
+
+#: A loss of the op's inputs, by name.
+Contenders = dict[str, Callable[..., Tensor]]
+
+
+def installed(package: str) -> bool:
+    """Whether an optional package can be imported (extra ``bench``)."""
+    return importlib.util.find_spec(package) is not None
+
+
+def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """All logits [N, V] in float32, as a model would write it."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets)
+
+
+def plain_info_nce(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    """All similarities [n, n], as OpenCLIP writes it."""
+    logits = (rows @ columns.T).float() * scale
+    labels = torch.arange(rows.shape[0], device=rows.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def plain_sigmoid(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """All logits [n, n], as OpenCLIP writes it."""
+    logits = (rows @ columns.T).float() * scale + bias
+    sign = 2.0 * torch.eye(rows.shape[0], device=rows.device) - 1.0
+    return -F.logsigmoid(sign * logits).sum() / rows.shape[0]
+
+
+def ours(op: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+    """One of our ops on a backend."""
+    return lambda *inputs: op(*inputs, backend=backend)
+
+
+def contenders(op: str, device: str) -> Contenders:
+    """Those of an op (``linear_ce``, ``info_nce``, ``sigmoid``) that can run here; ours come first."""
+    fused, plain = {
+        "linear_ce": (linear_cross_entropy, plain_cross_entropy),
+        "info_nce": (info_nce, plain_info_nce),
+        "sigmoid": (sigmoid_loss, plain_sigmoid),
+    }[op]
+    entries: Contenders = {"ours, triton": ours(fused, "triton")} if device == "cuda" else {}
+    entries |= {"ours, torch": ours(fused, "torch"), "plain": plain}
+    if device == "cuda":
+        entries["torch.compile of plain"] = torch.compile(plain, dynamic=False)
+        entries |= {"linear_ce": published_linear_ce, "info_nce": published_info_nce}.get(op, dict)()
+    return entries
+
+
+def published_linear_ce() -> Contenders:
+    """torch's own (2.13 on), cut-cross-entropy, and Liger with its default and with large chunks."""
+    entries: Contenders = {}
+    if hasattr(F, "linear_cross_entropy"):
+        entries["torch native"] = F.linear_cross_entropy  # type: ignore[attr-defined]
+    if installed("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy as cce  # type: ignore[import-not-found]
+
+        entries["cut-cross-entropy"] = lambda h, w, t: cce(h, w, t, impl="cce")
+        entries["cut-cross-entropy, no filter"] = lambda h, w, t: cce(h, w, t, impl="cce", filter_eps=None)
+    if installed("liger_kernel"):
+        from liger_kernel.ops.fused_linear_cross_entropy import (  # type: ignore[import-not-found]
+            LigerFusedLinearCrossEntropyFunction as Liger,
+        )
+
+        def liger(budget: int) -> Callable[..., Tensor]:
+            # The last argument is the budget of its chunks' logits, in multiples of N x D.
+            tail = [None, None, -100, 0.0, 0.0, "mean", None, False, None, False, False, False, None, None]
+            return lambda h, w, t: Liger.apply(h, w, t, *tail, budget)[0]
+
+        entries["liger-kernel"] = liger(1)
+        entries["liger-kernel, chunks x 16"] = liger(16)
+    return entries
+
+
+def published_info_nce() -> Contenders:
+    """Inf-CL's single-GPU kernel (tf32), both directions; D is a multiple of 256."""
+    if not installed("inf_cl"):
+        return {}
+    from inf_cl import cal_flash_loss  # type: ignore[import-not-found]
+
+    def inf_cl(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+        there = cal_flash_loss(rows, columns, scale=scale).mean()
+        return (there + cal_flash_loss(columns, rows, scale=scale).mean()) / 2
+
+    return {"inf-cl": inf_cl}
