@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.losses import contrastive_loss, generation_loss
 from lcl_composer.models.encoder import Encoder
+from lcl_composer.models.flops import encoder_flops, training_flops
 from lcl_composer.models.language_model import TransformersLM
 from lcl_composer.models.metrics import HeldOutLoss
 from lcl_composer.models.network import LCLNetwork, LCLOutputs
@@ -57,6 +58,7 @@ class LCLModel(LCLNetwork, ComposerModel):
         self.logit_scale_min = 1e-3
         self.stop_gradient_images = self.stop_gradient_contexts = False
         self.contrastive_override: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self._flops_per_image: int | None = None
 
     def scale(self) -> Tensor:
         """Scale of the contrastive logits (0-dim), exp of the parameter.
@@ -134,6 +136,12 @@ class LCLModel(LCLNetwork, ComposerModel):
         if "generation" not in losses:
             unused += [outputs["hidden"].sum(), self.generation_head.weight[0, 0]]
         return total + sum(0.0 * part for part in unused)
+
+    def flops_per_batch(self, batch: PackedBatch) -> int:
+        """Operations of this rank's training step; Composer's ``speed_monitor`` asks for it and logs MFU."""
+        if self._flops_per_image is None:
+            self._flops_per_image = encoder_flops(self.encoder)
+        return training_flops(self, batch, self._flops_per_image)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Held-out losses; training losses are logged by Composer from :meth:`loss`."""

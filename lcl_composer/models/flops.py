@@ -1,0 +1,113 @@
+"""Floating-point operations of a training step, from the sizes of the packed batch itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcl_composer.data.batch import IGNORE, PackedBatch
+
+if TYPE_CHECKING:
+    from lcl_composer.models.encoder import Encoder
+    from lcl_composer.models.language_model import TransformersLM
+    from lcl_composer.models.network import LCLNetwork
+    from lcl_composer.models.pooler import AttentivePooler
+
+
+def encoder_flops(encoder: Encoder) -> int:
+    """Operations of one image's forward, counted while the encoder runs on the meta device.
+
+    It runs in eval mode, on all patches of a full-size image: patch dropout and smaller resolutions are not
+    seen.
+    """
+    tensors = {name: t.to("meta") for name, t in [*encoder.named_parameters(), *encoder.named_buffers()]}
+    pixels = torch.empty(1, 3, encoder.image_size, encoder.image_size, device="meta")
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            functional_call(encoder, tensors, (pixels,))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counter.get_total_flops()
+
+
+def pooler_flops(pooler: AttentivePooler, tokens: int, batch: PackedBatch) -> int:
+    """Operations of a batch's forward: values of all images, latents of the anchored, tokens of the read.
+
+    Args:
+        pooler: Width W to width E.
+        tokens: Patch tokens K of an image.
+        batch: The packed batch.
+    """
+    embed_dim, width = pooler.v.weight.shape
+    values = 2 * tokens * width * embed_dim
+    latent = 2 * tokens * (width * pooler.num_heads + embed_dim) + 2 * embed_dim**2
+    slots = 2 * tokens * embed_dim**2
+    anchored, read = int((batch["anchors"] >= 0).sum()), int((batch["image_starts"] >= 0).sum())
+    return len(batch["pixel_values"]) * values + anchored * latent + read * slots
+
+
+def language_model_flops(language_model: TransformersLM, lengths: Tensor) -> int:
+    """Operations of a batch's forward: matrices a token, causal attention a document.
+
+    A query at position t attends to t + 1 keys; both its products with keys and with values count.
+
+    Args:
+        language_model: Its backbone's matrices, embeddings apart, are multiplied once a token.
+        lengths: Tokens of each document, int [D].
+    """
+    config: Any = language_model.backbone.config
+    tables = (m.weight for m in language_model.modules() if isinstance(m, nn.Embedding))
+    embeddings = {id(weight) for weight in tables}
+    parameters = [p for p in language_model.parameters() if p.dim() == 2 and id(p) not in embeddings]
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    pairs = int((lengths.long() * (lengths.long() + 1) // 2).sum())
+    return (
+        2 * int(lengths.sum()) * sum(p.numel() for p in parameters)
+        + 4 * pairs * width * config.num_hidden_layers
+    )
+
+
+def forward_flops(model: LCLNetwork, batch: PackedBatch, per_image: int) -> dict[str, int]:
+    """Operations of a batch's forward by part.
+
+    The heads are the vocabulary's matrix a target and the projection of the context an anchored image. The
+    contrastive logits, under a hundredth of the rest, are left out.
+
+    Args:
+        model: The network.
+        batch: The packed batch of this rank.
+        per_image: What :func:`encoder_flops` returned.
+    """
+    targets = int((batch["targets"] != IGNORE).sum())
+    anchored = int((batch["anchors"] >= 0).sum())
+    heads = targets * model.generation_head.weight.numel() + anchored * model.context_proj.weight.numel()
+    return {
+        "encoder": per_image * len(batch["pixel_values"]),
+        "pooler": pooler_flops(model.pooler, model.encoder.tokens_per_image, batch),
+        "language_model": language_model_flops(model.language_model, batch["cu_seqlens"].diff()),
+        "heads": 2 * heads,
+    }
+
+
+def training_flops(model: LCLNetwork, batch: PackedBatch, per_image: int) -> int:
+    """Operations of forward and backward, without what is computed twice to save memory.
+
+    A backward costs a forward for the gradients of the weights and another for those of the inputs: three in
+    all, as in PaLM (arXiv 2204.02311, appendix B). A part that is wholly frozen has no gradients of weights,
+    and none of inputs where nothing before it is trained.
+    """
+    total, trained_before = 0, False
+    for part, flops in forward_flops(model, batch, per_image).items():
+        module = getattr(model, part, model.generation_head)
+        trained = any(p.requires_grad for p in module.parameters())
+        trained_before = trained_before or trained
+        total += flops * (1 + trained + trained_before)
+    return total
