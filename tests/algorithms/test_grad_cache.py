@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
 from torch import Tensor
 
 from lcl_composer.algorithms.grad_cache import GradCache
@@ -61,13 +64,17 @@ def test_gradients_and_losses_are_those_of_the_undivided_batch(micro: int) -> No
 
 
 def with_retained_graphs(dropout: float, micro: int) -> dict[str, Tensor]:
-    """Gradient of the whole batch through the graphs of its microbatches, which draw dropout in turn."""
-    model = model_with_dropout(dropout).train()
-    torch.manual_seed(5)
-    outputs = [model(part) for part in split_batch(batches(1)[0], micro)]
+    """Gradient of the global batch through the graphs of its microbatches, which draw dropout in turn."""
+    rank, ranks = dist.get_global_rank(), dist.get_world_size()
+    batch, model = batches(1, rank, ranks)[0], model_with_dropout(dropout).train()
+    torch.manual_seed(5 + rank)
+    outputs = [model(part) for part in split_batch(batch, micro)]
     together: Any = {key: torch.cat([o[key] for o in outputs]) for key in outputs[0]}
-    model.loss(together, batches(1)[0])["total"].backward()
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.loss(together, batch)["total"].backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    for gradient in gradients.values():
+        dist.all_reduce(gradient)
+    return {n: gradient / ranks for n, gradient in gradients.items()}
 
 
 class SeedBeforeBatch(GradCache):
@@ -75,7 +82,7 @@ class SeedBeforeBatch(GradCache):
 
     def apply(self, event: Any, state: Any, logger: Any) -> None:
         if event.name == "BATCH_START":
-            torch.manual_seed(5)
+            torch.manual_seed(5 + dist.get_global_rank())
         super().apply(event, state, logger)
 
 
@@ -109,3 +116,26 @@ def test_one_microbatch_and_no_contrast_cost_nothing() -> None:
     model.encoder.register_forward_hook(lambda *_: calls.append(1))
     make_trainer([GradCache()], model=model, micro=8, duration="1ba").fit()
     assert len(calls) == 1
+
+
+class OutOfMemory(Callback):
+    """Pretends that the second microbatch of the first attempt does not fit."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        self.forwards += 1
+        if self.forwards == 2:
+            raise RuntimeError("CUDA out of memory, as it were")
+
+
+def test_auto_microbatching_caches_each_attempt_anew() -> None:
+    whole, _ = train(0.0, 8, [])
+    record, out_of_memory = Record(), OutOfMemory()
+    trainer = make_trainer([GradCache()], [out_of_memory, record], micro=4, duration="1ba")
+    trainer.state.auto_microbatching = True  # Composer takes it on GPUs only; the loop is the same
+    trainer.fit()
+    assert trainer.state.device_train_microbatch_size == 2
+    assert out_of_memory.forwards == 2 + 4
+    assert error(record.gradients[-1], whole) < TOLERANCE

@@ -20,6 +20,7 @@ from lcl_composer.algorithms.layer_freezing import LayerFreezing
 from lcl_composer.algorithms.patch_dropout import PatchDropout
 from lcl_composer.algorithms.stop_gradient import StopGradient
 from lcl_composer.data.collate import split_batch
+from tests.algorithms.test_grad_cache import TOLERANCE, SeedBeforeBatch, error, train, with_retained_graphs
 from tests.algorithms.training import DOCUMENTS, as_launched, assert_same, batches, make_trainer, weights
 from tests.distributed import run_ranks
 
@@ -59,6 +60,8 @@ def on_a_rank(rank: int, ranks: int, folder: str, one_rank_checkpoint: str) -> d
     run("ema", ranks, folder=Path(folder))
     trainer = make_trainer(CASES["ema"](), duration="3ba", optimizer="sgd", micro=4, load=one_rank_checkpoint)
     trainer.fit()
+    results["dropout"] = train(0.3, 2, [SeedBeforeBatch()])[0]
+    results["dropout_reference"] = with_retained_graphs(0.3, 2)
     return {**results, "ema_resumed": {**weights(trainer), **_average(trainer.state.algorithms)}}
 
 
@@ -99,6 +102,13 @@ def test_two_ranks_train_as_one(name: str, two_ranks: list[dict[str, dict[str, T
         assert len(set(counts)) > 2, "uneven images"
     for rank in two_ranks:
         assert_same(rank[name], one, tolerance=2e-6)
+
+
+def test_grad_cache_with_dropout_has_the_gradient_of_the_global_batch(
+    two_ranks: list[dict[str, dict[str, Tensor]]],
+) -> None:
+    for rank in two_ranks:
+        assert error(rank["dropout"], rank["dropout_reference"]) < TOLERANCE
 
 
 def test_an_average_of_one_rank_goes_on_on_two(

@@ -130,6 +130,18 @@ def test_auto_microbatching_without_contrast_is_allowed() -> None:
     assert run.device_train_microbatch_size == "auto"
 
 
+def test_auto_microbatching_takes_contrast_with_grad_cache_only() -> None:
+    auto = "device_train_microbatch_size=auto"
+    assert compose(BASE, [auto, "algorithms.grad_cache={}"]).run.algorithms == {"grad_cache": {}}
+    scheduled = ["loss.contrastive_weight=0", "algorithms.contrastive_weight={start: 0, end: 0.1}"]
+    assert "add algorithms.grad_cache" in problems(BASE, auto, *scheduled)
+
+
+def test_algorithms_that_do_not_go_together() -> None:
+    both = ["algorithms.patch_dropout={rate: 0.5}", "algorithms.image_resolution={start: 96, until: 1ep}"]
+    assert "algorithms.patch_dropout: does not go together with image_resolution" in problems(BASE, *both)
+
+
 def sized(batch: int, micro: int | None = None) -> RunConfig:
     overrides = [f"global_train_batch_size={batch}"]
     return compose(BASE, overrides + ([f"device_train_microbatch_size={micro}"] if micro else [])).run
@@ -152,3 +164,8 @@ def test_effective_negatives() -> None:
 def test_the_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         sized(64).seed = 3  # type: ignore[misc]
+
+
+def test_grad_cache_keeps_the_negatives_of_the_whole_batch() -> None:
+    overrides = ["global_train_batch_size=64", "device_train_microbatch_size=4", "algorithms.grad_cache={}"]
+    assert effective_negatives(compose(BASE, overrides).run, 4) == 64
