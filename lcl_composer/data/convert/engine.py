@@ -65,7 +65,7 @@ def convert(
     started = time.monotonic()
     source.check()
     _check_options(source, held_out, workers, shard_size)
-    remote = out if work is not None or is_remote(out) else None
+    remote = out.rstrip("/") if work is not None or is_remote(out) else None
     target = Path(out)
     options = {**source.options(), "held_out": held_out, "shard_size": shard_size}
     report = ConversionReport(source.kind, str(source.source), options, _versions())
@@ -74,6 +74,8 @@ def convert(
             return finished
         if not target.is_dir() or any(target.iterdir()):
             raise DataError(f"{out}: exists already; remove it or name another folder")
+        if target.is_mount() or target.is_symlink():  # the finished folder takes its place
+            raise DataError(f"{out}: is a mount or a link; name a folder in it, or one for --work elsewhere")
     folder = WorkFolder(_work_root(out, work))
     job = Job(source, folder.root, remote, held_out, shard_size)
     with folder.locked():
@@ -81,7 +83,7 @@ def convert(
             with folder.scratch("remote") as empty:
                 check_remote(remote, empty)
         count = folder.begin({**_identity(report), "out": out}, source)
-        _convert_parts(job, folder, count, workers or os.cpu_count() or 1, progress)
+        _convert_parts(job, folder, count, workers or _cores(), progress)
         with folder.scratch("result") as result:
             merge_parts(folder, count, report, result)
             _check_splits(report, held_out, folder)
@@ -91,6 +93,11 @@ def convert(
                 send(folder, result, remote)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, which a scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_options(source: Source, held_out: float, workers: int | None, shard_size: int) -> None:
@@ -150,7 +157,7 @@ def _check_splits(report: ConversionReport, held_out: float, folder: WorkFolder)
     empty = [split for split in ("train", "held_out") if held_out and not report.kept[split]]
     if report.documents and not empty:
         return
-    shutil.rmtree(folder.root)
+    shutil.rmtree(folder.root, ignore_errors=True)
     if report.documents:
         raise DataError(f"{report.source}: no document falls to {empty[0]}; use another held-out share")
     causes = (report.dropped + report.broken).most_common(3)

@@ -96,7 +96,7 @@ def _failed_downloads(stem: str, table: pq.ParquetFile) -> Iterator[tuple[str, R
     for batch in table.iter_batches(4096, columns=columns, use_threads=False):
         for row in batch.to_pylist():
             if row["status"] != "success":
-                yield f"{stem}/{row.get('key')}", Rejected(f"not downloaded: {row['status']}")
+                yield f"{stem}/{row.get('key')}", Rejected(f"not downloaded: {str(row['status'])[:40]}")
 
 
 def _groups(path: Path) -> Iterator[_Group]:

@@ -70,9 +70,10 @@ class Obelics(Source):
         if not isinstance(embedded, list) or len(embedded) != len(images):
             raise Rejected("lists of unequal length")
         document = Assembler(name, self.max_images, report)
-        for text, image, data in zip(texts, images, embedded, strict=True):
+        for place, (text, image, data) in enumerate(zip(texts, images, embedded, strict=True)):
             if image is not None:
-                document.image(str(image), lambda data=data: image_of(data, self.images, self.rules))
+                label = image if isinstance(image, str) else f"image at {place}"
+                document.image(label, lambda data=data: image_of(data, self.images, self.rules))
             elif text := _clean(text):
                 document.text(text)
         yield Sample(Document(name, f"{self.source.name}/{name}", tuple(document.segments)), name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from lcl_composer.data.document import Document, Text
@@ -133,16 +134,16 @@ class ConversionReport:
 
     def table(self) -> Table:
         """Return the summary for the terminal."""
-        table = Table(title=f"{self.kind}: {self.source}", show_header=False, title_justify="left")
+        table = Table(title=escape(f"{self.kind}: {self.source}"), show_header=False, title_justify="left")
         table.add_row("documents read", f"{self.read:,}")
         table.add_row("documents kept", _with_parts(self.documents, self.kept))
         for reason, count in self.dropped.most_common():
-            table.add_row("  dropped: " + reason, f"{count:,}")
+            table.add_row(escape("  dropped: " + reason), f"{count:,}")
         table.add_row("images kept", f"{self.images.total:,}")
         for reason, count in self.dropped_images.most_common():
-            table.add_row("  left out: " + reason, f"{count:,}")
+            table.add_row(escape("  left out: " + reason), f"{count:,}")
         for reason, count in self.broken.most_common():
-            table.add_row("broken files: " + reason, f"{count:,}")
+            table.add_row(escape("broken files: " + reason), f"{count:,}")
         table.add_row("images a document", f"{self.images.mean:.1f} (median {self.images.median})")
         table.add_row("words a document", f"{self.words.mean:.0f} (median {self.words.median})")
         table.add_row("text tokens a document", f"{self.tokens.mean:.0f} (median {self.tokens.median})")

@@ -70,14 +70,11 @@ def clean_up(target: Path) -> None:
 
 
 def send(work: WorkFolder, folder: Path, remote: str) -> None:
-    """Upload the files of :func:`merge_parts`, the indexes last, and remove the work folder."""
+    """Upload the files of :func:`merge_parts`, the indexes last, and empty the work folder."""
     folders = [path for path in folder.iterdir() if path.is_dir()]
     for here in (*sorted(folders), folder):
         name = "" if here == folder else f"/{here.name}"
         files = sorted((p for p in here.iterdir() if p.is_file()), key=lambda p: p.name == "index.json")
         with work.scratch("upload") as scratch:
             upload(files, remote + name, scratch)
-    # Renamed first, so that a half-deleted folder is never taken up again.
-    gone = work.root.with_name(work.root.name + ".done")
-    os.rename(work.root, gone)
-    shutil.rmtree(gone)
+    work.forget()

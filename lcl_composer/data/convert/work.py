@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,19 @@ class WorkFolder:
         self.state = root / STATE
         self._plan = self.state / "plan.jsonl"
         self._manifest = self.state / "manifest.json"
+        self._done = root / f"{STATE}.done"
 
     @property
     def started(self) -> bool:
         """Whether a conversion began here and was not finished."""
         return self._manifest.is_file()
+
+    def forget(self) -> None:
+        """Remove the records of the work, and the folder if nothing else is in it."""
+        os.rename(self.state, self._done)  # a half-deleted record must never be taken up again
+        shutil.rmtree(self._done)
+        with suppress(OSError):  # the folder may be a mount
+            self.root.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -54,6 +62,7 @@ class WorkFolder:
         Raises:
             DataError: If one is at work here, or the folder holds what no conversion wrote.
         """
+        shutil.rmtree(self._done, ignore_errors=True)
         if self.root.exists() and not self.state.is_dir() and any(self.root.iterdir()):
             raise DataError(f"{self.root}: holds files that no conversion wrote; move them away")
         self.state.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,17 @@ def test_remotes_that_cannot_be_written(source, tmp_path, out, reason):
     assert not (tmp_path / "work").exists()
 
 
+def test_the_work_folder_may_be_one_that_stays(source, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(DataError, match="is a mount or a link"):
+        convert(source, str(tmp_path / "link"), progress=False)
+    (tmp_path / "elsewhere/.convert.done").mkdir()  # of a process killed at the very end
+    work = tmp_path / "link"
+    assert convert(source, str(tmp_path / "remote/"), work=work, progress=False, workers=1).documents == 9
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.parametrize("options", [{"held_out": 1.0}, {"workers": 0}, {"shard_size": 1}])
 def test_options_out_of_range(source, tmp_path, options):
     with pytest.raises(ConfigError):

@@ -20,6 +20,7 @@ def example() -> ConversionReport:
     report.drop("no image", "x.html")
     report.drop("no image", "y.html")
     report.drop_image("file missing", "y.html: a.png")
+    report.drop_image("[/red] bracket", "z.html: a.png")
     return report
 
 
@@ -47,6 +48,7 @@ def test_the_table_says_what_was_kept_and_why_the_rest_was_not():
     assert ["documents kept", "3 (train 2, held_out 1)"] in rows
     assert ["dropped: no image", "2"] in rows
     assert ["left out: file missing", "1"] in rows
+    assert ["left out: [/red] bracket", "1"] in rows
     assert ["images a document", "2.0 (median 1)"] in rows
 
 
