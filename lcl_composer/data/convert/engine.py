@@ -72,10 +72,7 @@ def convert(
     if remote is None and target.exists():
         if finished := _finished(target, report):
             return finished
-        if not target.is_dir() or any(target.iterdir()):
-            raise DataError(f"{out}: exists already; remove it or name another folder")
-        if target.is_mount() or target.is_symlink():  # the finished folder takes its place
-            raise DataError(f"{out}: is a mount or a link; name a folder in it, or one for --work elsewhere")
+        _check_free(target)
     folder = WorkFolder(_work_root(out, work))
     job = Job(source, folder.root, remote, held_out, shard_size)
     with folder.locked():
@@ -93,6 +90,14 @@ def convert(
                 send(folder, result, remote)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _check_free(target: Path) -> None:
+    """Refuse a folder that the finished one cannot take the place of."""
+    if not target.is_dir() or any(target.iterdir()):
+        raise DataError(f"{target}: exists already; remove it or name another folder")
+    if target.is_mount() or target.is_symlink():
+        raise DataError(f"{target}: is a mount or a link; name a folder in it, or one for --work elsewhere")
 
 
 def _cores() -> int:
