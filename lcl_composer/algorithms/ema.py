@@ -100,11 +100,12 @@ class EMA(Algorithm):
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
-        """Exchange the model's weights and the average, in place."""
-        for name, tensor in self._weights(model).items():
-            held = tensor.clone()
+        """Exchange the model's weights and the average, in place; tied weights stand under two names."""
+        weights = self._weights(model)
+        held = {name: tensor.clone() for name, tensor in weights.items()}
+        for name, tensor in weights.items():
             tensor.copy_(self.average[name])
-            self.average[name].copy_(held)
+        self.average = held
         self.in_model = not self.in_model
 
     def state_dict(self) -> dict[str, Any]:

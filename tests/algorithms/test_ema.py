@@ -146,6 +146,21 @@ def test_other_averages_are_refused(tmp_path: Path) -> None:
         EMA("2ba").load_state_dict({"repr": "", "ema_model": {}})
 
 
+def test_tied_weights_come_back() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    ema = EMA("1ba")
+    ema._make(model)
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(2)
+    ema.update(model, 1)
+    ema.swap(model)
+    torch.testing.assert_close(model[1].weight.detach(), before + 1)
+    ema.swap(model)
+    torch.testing.assert_close(model[1].weight.detach(), before + 2)
+
+
 @pytest.mark.parametrize("time", ["1ep", "0ba"])
 def test_times_are_in_batches(time: str) -> None:
     with pytest.raises(ValueError, match="must be in batches"):
