@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from composer.core import State
 from composer.loggers import Logger
-from composer.utils import dist
 from matplotlib import colormaps
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from lcl_composer.callbacks.periodic import HeldOut, Periodic, evaluating
-from lcl_composer.callbacks.run_record import run_folder
+from lcl_composer.callbacks.pictures import show
 from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.evaluation.quiet import device_of
 
@@ -53,12 +51,7 @@ class AttentionMaps(Periodic):
         with evaluating(state):
             tokens = model.encoder(pixels.to(device_of(model)))
             attention = model.pooler.attention(tokens).float().cpu()
-        if dist.get_global_rank() == 0:
-            grid = draw_grid(pixels.cpu(), attention)
-            folder = run_folder(state) / "attention_maps"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grid).save(folder / f"ba{int(state.timestamp.batch):06d}.png")
-            logger.log_images(grid, name="attention_maps", channels_last=True, use_table=False)
+        show(state, logger, "attention_maps", draw_grid(pixels.cpu(), attention))
 
 
 def to_display(pixels: Tensor) -> np.ndarray:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+from PIL import Image
 
+from lcl_composer.callbacks.pictures import log_picture
 from lcl_composer.report.curves import plot_curves
 from lcl_composer.report.metrics_file import read_metrics
 
@@ -15,7 +18,8 @@ from lcl_composer.report.metrics_file import read_metrics
 class Curves(Callback):
     """Write ``plots/curves.png`` into the run folder at the end of training, from ``metrics.jsonl``.
 
-    The file is read, not the memory of this process: the curves of a resumed run are whole.
+    Loggers that show pictures get it as ``curves``. The file is read, not the memory of this process: the
+    curves of a resumed run are whole.
 
     Args:
         folder: The run folder, ``runs/NAME``.
@@ -25,7 +29,9 @@ class Curves(Callback):
         self.folder = Path(folder)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Draw (rank 0)."""
+        """Draw and show (rank 0)."""
         if dist.get_global_rank() == 0:
             rows = read_metrics(self.folder / "metrics.jsonl")
-            plot_curves(rows, self.folder / "plots" / "curves.png", state.run_name)
+            path = self.folder / "plots" / "curves.png"
+            if plot_curves(rows, path, state.run_name):
+                log_picture(logger, "curves", np.asarray(Image.open(path).convert("RGB")))

@@ -1,14 +1,15 @@
-"""Export the encoder when training ends."""
+"""Export the encoder when training ends, and at each checkpoint where that is asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from composer.core import Callback, State
+from composer.core import Callback, Event, State
 from composer.loggers import Logger
-from composer.utils import dist
+from composer.utils import create_interval_scheduler, dist
 
+from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.export import export_encoder
 
@@ -31,3 +32,37 @@ class ExportEncoder(Callback):
         """Write (rank 0)."""
         if dist.get_global_rank() == 0:
             export_encoder(lcl_model(state), self.config, self.folder)
+
+
+class ExportAtCheckpoints(Callback):
+    """Export the encoder at each checkpoint as well, to ``runs/NAME/encoder-ba1000``, and keep them all.
+
+    ``runs/NAME/encoder`` is the last one, written when training ends, with or without this. With EMA, and
+    ``export`` on there, the average is exported.
+    """
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Find the run's own export, which knows folder and config."""
+        self._last = next(c for c in state.callbacks if isinstance(c, ExportEncoder))
+        self._due = create_interval_scheduler(self._last.config.save_interval)
+        self._exported_at = -1
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Write if a checkpoint is due."""
+        self._export_if_due(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Write if a checkpoint is due."""
+        self._export_if_due(state, Event.EPOCH_CHECKPOINT)
+
+    def _export_if_due(self, state: State, event: Event) -> None:
+        batch = int(state.timestamp.batch)
+        if not self._due(state, event) or batch == self._exported_at:
+            return
+        self._exported_at = batch
+        if dist.get_global_rank() == 0:
+            folder = self._last.folder
+            with averaged(state, "export"):
+                export_encoder(
+                    lcl_model(state), self._last.config, folder.with_name(f"{folder.name}-ba{batch}")
+                )

@@ -143,6 +143,16 @@ def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> Pr
     return ProbeResult(accuracy(weights, x_val, val[1]), l2, chance)
 
 
+def check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
+    """Raise DataError if the two folders differ in their classes: their labels would not mean the same."""
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise DataError(
+            f"{train.root} and {val.root} differ in the classes {', '.join(odd[:5])}; "
+            "give both the same class folders"
+        )
+
+
 def probe_model(
     model: nn.Module, train: ImageFolder, val: ImageFolder, settings: ProbeSettings
 ) -> ProbeResult:
@@ -160,12 +170,7 @@ def probe_model(
     Raises:
         DataError: If the two folders differ in their classes.
     """
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(
-            f"probe: {train.root} and {val.root} differ in the classes {', '.join(odd[:5])}; "
-            "give both the same class folders"
-        )
+    check_same_classes(train, val)
     kind, batch_size = settings.features, settings.batch_size
     return linear_probe(
         extract_features(model, train, kind=kind, batch_size=batch_size),

@@ -1,0 +1,62 @@
+"""Measure the encoder, frozen for the moment, on folders of labelled images while training goes on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import partial
+
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from lcl_composer.callbacks.averaged import averaged
+from lcl_composer.callbacks.periodic import Periodic, evaluating
+from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.data.image import eval_transform
+from lcl_composer.evaluation.features import FeatureKind, extract_features, open_image_folder
+from lcl_composer.evaluation.probe import check_same_classes
+
+
+class FrozenFeatures(Periodic):
+    """Extract features of two image folders on all ranks, measure them on rank 0, log the result.
+
+    The folders are opened when training starts: one that is missing stops the run at once. With EMA the
+    average is measured where evaluations measure it.
+
+    Args:
+        every: Composer time string.
+        train: ``folder/<class>/*.png|jpg|...``.
+        val: A folder of the same classes.
+        features: ``patch_mean`` (mean of the encoder's patch tokens) or ``pooled`` (the pooler's latent).
+        batch_size: Images a forward.
+    """
+
+    name: str
+
+    def __init__(self, every: str, train: str, val: str, features: FeatureKind, batch_size: int):
+        super().__init__(every)
+        self.train, self.val = train, val
+        self.features: FeatureKind = features
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def measure(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """Metrics by name, from features [N, F] float32 and labels [N]; rank 0 calls it."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Open the folders; raises DataError if one is missing or they differ in their classes."""
+        transform = partial(eval_transform, size=lcl_model(state).encoder.image_size)
+        self._folders = [open_image_folder(path, transform) for path in (self.train, self.val)]
+        check_same_classes(*self._folders)
+
+    def act(self, state: State, logger: Logger) -> None:
+        """Extract, measure, log."""
+        with averaged(state, "evaluate"), evaluating(state):
+            train, val = (
+                extract_features(lcl_model(state), folder, kind=self.features, batch_size=self.batch_size)
+                for folder in self._folders
+            )
+            if dist.get_global_rank() == 0:
+                metrics = self.measure(train, val)
+                logger.log_metrics({f"{self.name}/{key}": value for key, value in metrics.items()})

@@ -1,0 +1,83 @@
+"""Norms of the gradients of each part of the model."""
+
+from __future__ import annotations
+
+import torch
+from composer.core import Callback, Precision, State
+from composer.loggers import Logger
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lcl_composer.callbacks.unwrap import lcl_model
+
+#: Parts that have their own metric; everything else is ``heads``.
+PARTS = ("encoder", "pooler", "language_model")
+
+
+class GradientNorms(Callback):
+    """Log the L2 norm of the gradients: each part's, all together, and all together after clipping.
+
+    ``gradient_norm/encoder``, ``.../pooler``, ``.../language_model``, ``.../heads`` and ``.../total`` are
+    those of the global batch before any algorithm changes them; ``.../total_clipped`` is what the optimizer
+    gets. A part without gradients (frozen) is left out.
+
+    Composer runs algorithms before callbacks, so that at AFTER_TRAIN_BATCH gradients are clipped already. The
+    norms are therefore taken after the backward of the last microbatch, and once more at AFTER_TRAIN_BATCH.
+
+    Args:
+        interval: Batches between two measurements.
+
+    Raises:
+        ValueError: If ``interval`` is below 1.
+    """
+
+    def __init__(self, interval: int = 10):
+        if interval < 1:
+            raise ValueError(f"interval {interval} is below 1")
+        self.interval = interval
+        self._documents_left = 0
+        self._due = False
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        """Decide on this batch; called again when Composer repeats it with smaller microbatches."""
+        self._due = (int(state.timestamp.batch) + 1) % self.interval == 0
+        self._documents_left = int(state.batch["totals"][0])  # of the whole batch, in a microbatch too
+
+    def after_backward(self, state: State, logger: Logger) -> None:
+        """Measure after the last microbatch, when DDP has summed over ranks."""
+        self._documents_left -= len(state.batch["ids"])
+        if not self._due or self._documents_left > 0:
+            return
+        scaled = state.precision == Precision.AMP_FP16 and state.scaler is not None
+        scale = state.scaler.get_scale() if scaled and state.scaler else 1.0
+        norms = {name: norm / scale for name, norm in part_norms(lcl_model(state)).items()}
+        logger.log_metrics({f"gradient_norm/{name}": norm for name, norm in norms.items()})
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Measure what the algorithms have left."""
+        if self._due:
+            norms = part_norms(lcl_model(state))
+            logger.log_metrics({"gradient_norm/total_clipped": norms["total"]})
+
+
+def part_norms(model: nn.Module) -> dict[str, float]:
+    """L2 norm of the gradients of each of :data:`PARTS`, of ``heads``, and of all as ``total``.
+
+    All ranks must call it together where parameters are sharded.
+    """
+    gradients: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = name.split(".")[0]
+            gradients.setdefault(part if part in PARTS else "heads", []).append(parameter.grad)
+    norms = {part: _norm(tensors) for part, tensors in gradients.items()}
+    if not norms:
+        return {"total": 0.0}
+    stacked = torch.stack(list(norms.values()))
+    values = torch.cat([stacked, torch.linalg.vector_norm(stacked)[None]]).tolist()  # the device waits once
+    return dict(zip([*norms, "total"], values, strict=True))
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    norm = nn.utils.get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
