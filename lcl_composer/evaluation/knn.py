@@ -50,9 +50,7 @@ def knn_classify(
     classes, predicted = int(labels.max()) + 1, []
     for rows in normalize(queries.float(), dim=1).split(chunk):
         cosine, nearest = (rows @ gallery.T).topk(min(k, len(gallery)), dim=1)
-        weights = (
-            (cosine - 1) / temperature
-        ).exp()  # a factor common to all votes keeps exp from overflowing
+        weights = ((cosine - 1) / temperature).exp()  # less 1: common to all votes, so exp cannot overflow
         votes = (weights.unsqueeze(2) * one_hot(labels[nearest], classes)).sum(1)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted)

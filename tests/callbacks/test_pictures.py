@@ -56,12 +56,3 @@ def test_a_figure_is_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) ->
     pixels = figure_pixels(Figure(figsize=(1, 1), dpi=20))
     assert (pixels.shape, pixels.dtype) == ((20, 20, 3), np.uint8)
     assert pixels.min() == 255
-
-
-def test_pixels_that_are_not_bytes_are_refused(tmp_path: Path) -> None:
-    class Float(Callback):
-        def batch_end(self, state, logger) -> None:
-            show(state, logger, "grey", np.zeros((4, 4, 3)))
-
-    with pytest.raises((AssertionError, TypeError)):
-        make_trainer([RunRecord(tmp_path, ""), Float()]).fit()

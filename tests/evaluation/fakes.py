@@ -7,11 +7,14 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import IGNORE, PackedBatch
+from tests.evaluation.batches import SIDE
 
 PATCH, WIDTH, LATENT, HEADS, VOCAB = 8, 12, 8, 2, 16
 
 
 class FakeEncoder(nn.Module):
+    image_size = SIDE
+
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, WIDTH, PATCH, PATCH)
