@@ -71,6 +71,17 @@ def list_components(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="callback.")],
+    name: Annotated[str, typer.Argument(help="Lower-case words joined by _, such as image_use.")],
+) -> None:
+    """Start a drop-in: write callbacks/NAME.py and its test, both of which work as they are."""
+    from lcl_composer.commands.new import print_new
+
+    print_new(kind, name)
+
+
+@app.command()
 def schema(
     out: Annotated[Path | None, typer.Argument(help="File to write; without: standard output.")] = None,
 ) -> None:

@@ -20,6 +20,11 @@ from lcl_composer.errors import ConfigError
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+def class_name(name: str) -> str:
+    """The class that the file of a name must define: ``attention_maps`` -> ``AttentionMaps``."""
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
 class DropIns:
     """The files of one package (``callbacks``) in the working directory and in the source checkout.
 
@@ -67,7 +72,7 @@ class DropIns:
         if file is None:
             raise ConfigError(f"no file {self.package}/{name}.py")
         module = self._import(name, file)
-        wanted = "".join(part.capitalize() for part in name.split("_"))
+        wanted = class_name(name)
         if inspect.isclass(component := getattr(module, wanted, None)):
             return component
         others = [
