@@ -63,7 +63,8 @@ def record(call: Callable[[], object], gpu: GPU) -> list[Launch]:
     launches: dict[tuple, Launch] = {}
 
     def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.setdefault((kernel.__name__, *kwargs.items()), Launch(kernel, grid, args, kwargs))
+        types = tuple(x.dtype if isinstance(x, torch.Tensor) else type(x) for x in args)
+        launches.setdefault((kernel.__name__, types, *kwargs.items()), Launch(kernel, grid, args, kwargs))
 
     with mock.patch.object(JITFunction, "run", run), mock.patch.object(tiles, "gpu", return_value=gpu):
         call()

@@ -73,7 +73,7 @@ def gradients(
             COLUMN_MASK=mask is not None, MASK=dim % tiles.k != 0, **launch_options(tiles, rows),
         )  # fmt: skip
         multiply_chunk(space, rows, columns, start, stop, d_rows, d_columns)
-    return d_rows, d_columns
+    return unscale(d_rows, rows), unscale(d_columns, rows)
 
 
 def operands(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -87,14 +87,22 @@ def operands(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     return rows.to(dtype).contiguous(), columns.to(dtype).contiguous()
 
 
+def unscale(gradient: Tensor, operand: Tensor) -> Tensor:
+    """Undo the workspace's scale in place."""
+    scale = workspace_scale(operand)
+    return gradient if scale == 1.0 else gradient.div_(scale)
+
+
 def multiply_chunk(
     space: Tensor, rows: Tensor, columns: Tensor, start: int, stop: int, d_rows: Tensor, d_columns: Tensor
 ) -> None:
-    """Add the chunk's ``G columns[start:stop]`` to ``d_rows``; write ``d_columns[start:stop] = G^T rows``."""
+    """Add the chunk's ``G columns[start:stop]`` to ``d_rows``; write ``d_columns[start:stop] = G^T rows``.
+
+    Both are as many times larger as the workspace.
+    """
     chunk = space[: rows.shape[0], : stop - start]
-    scale = d_rows.new_full((), 1.0 / workspace_scale(rows))
-    matmul_into(d_columns[start:stop], chunk.T, rows, scale)
-    matmul_into(d_rows, chunk, columns[start:stop], scale, partial=d_rows if start else None)
+    matmul_into(d_columns[start:stop], chunk.T, rows)
+    matmul_into(d_rows, chunk, columns[start:stop], add=start > 0)
 
 
 @triton.jit
@@ -169,8 +177,8 @@ def _gradient_tiles(
     valid = valid_columns(mask_ptr, columns, m, COLUMN_MASK) & (local < stop - start)
     row_lse = tl.load(row_lse_ptr + rows, mask=rows < n, other=float("inf"))
     column_lse = tl.load(column_lse_ptr + columns, mask=valid, other=float("inf"))
-    gradient = tl.exp(z - row_lse[:, None]) + tl.exp(z - column_lse[None, :])
     partner = tl.where(row_lse < float("inf"), rows + row_offset, -1)
-    gradient -= tl.where(columns[None, :] == partner[:, None], 2.0, 0.0)
+    gradient = tl.exp(z - row_lse[:, None]) + tl.exp(z - column_lse[None, :])
+    gradient = tl.where(columns[None, :] == partner[:, None], gradient - 2.0, gradient)
     gradient = tl.where((rows < n)[:, None] & valid[None, :], gradient * workspace_scale, 0.0)
     store_tile(workspace_ptr, gradient, tile_m, local, width, BM)

@@ -152,12 +152,13 @@ def _backward(
             BIAS=bias is not None, MASK=h.shape[1] % tiles.k != 0, **launch_options(tiles, h),
         )  # fmt: skip
         if d_weight is not None:
-            matmul_into(d_weight[part], chunk[: h.shape[0]].T, h, scale)
+            matmul_into(d_weight[part], chunk[: h.shape[0]].T, h, scale=scale)
         if d_bias is not None:
             d_bias[part] = chunk[: h.shape[0]].sum(0, dtype=torch.float32) * scale
         if d_hidden is not None:
-            out = d_hidden if part.stop == weight.shape[0] else partial
-            matmul_into(out, chunk[: h.shape[0]], w[part], scale, partial=partial if start else None)
+            matmul_into(partial, chunk[: h.shape[0]], w[part], add=start > 0)
+    if d_hidden is not None:
+        torch.mul(partial, scale, out=d_hidden)
 
 
 def _normalised(grad: Tensor, targets: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -21,34 +21,34 @@ def matmul_into(
     out: Tensor,
     a: Tensor,
     b: Tensor,
-    scale: Tensor,
     *,
-    partial: Tensor | None = None,
+    add: bool = False,
+    scale: Tensor | None = None,
 ) -> None:
-    """``out = partial + scale (a @ b)``.
+    """``out = scale (a @ b)``, or ``out += a @ b``.
 
     Args:
-        out: [M, N], contiguous, any float dtype; may be ``partial``.
+        out: [M, N], contiguous, any float dtype; float32 to be added to.
         a: [M, K], a view (plain or transposed) of a workspace of whole tiles, read without masks: beyond K it
             holds zeros, beyond M it may hold anything.
         b: [K, N], contiguous, of the dtype of ``a``.
-        scale: 0-dim float32 tensor.
-        partial: [M, N] float32, contiguous, or None.
+        add: whether to add to ``out``; takes no scale.
+        scale: 0-dim float32 tensor, or None for 1.
     """
     (m, depth), n = a.shape, b.shape[1]
-    tiles = tiles_for("matmul", a)
+    tiles = tiles_for("adding" if add else "matmul", a)
     _matmul[(tile_count(m, tiles.m) * tile_count(n, tiles.n),)](
-        a, b, out if partial is None else partial, out, scale,
+        a, b, out, out if scale is None else scale,
         m, n, depth, a.stride(0), a.stride(1),
-        ADD=partial is not None, MASK=n % tiles.n != 0,
+        ADD=add, SCALE=scale is not None, MASK=n % tiles.n != 0,
         **launch_options(tiles, a),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["m", "depth"])
 def _matmul(
-    a_ptr, b_ptr, partial_ptr, out_ptr, scale_ptr, m, n, depth, stride_am, stride_ak,
-    ADD: tl.constexpr, MASK: tl.constexpr, GROUP: tl.constexpr,
+    a_ptr, b_ptr, out_ptr, scale_ptr, m, n, depth, stride_am, stride_ak,
+    ADD: tl.constexpr, SCALE: tl.constexpr, MASK: tl.constexpr, GROUP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -58,7 +58,15 @@ def _matmul(
     k = tl.arange(0, BK)
     a = a_ptr + rows[:, None].to(tl.int64) * stride_am + k[None, :].to(tl.int64) * stride_ak
     b = b_ptr + k[:, None] * n + columns[None, :]
-    tile = tl.zeros((BM, BN), dtype=tl.float32)
+    first = (tile_m * BM).to(tl.int64) * n
+    offsets = tl.arange(0, BM)[:, None] * n + columns[None, :]
+    inside = (rows < m)[:, None]
+    if MASK:
+        inside = inside & (columns < n)[None, :]
+    if ADD:  # before the loop: after it, the tile would be in registers twice
+        tile = tl.load(out_ptr + first + offsets, mask=inside, other=0.0)
+    else:
+        tile = tl.zeros((BM, BN), dtype=tl.float32)
     for start in range(0, depth, BK):
         # Masks along a contiguous dimension cost vectorised loads unless n is known to be a multiple of 16.
         present = (k < depth - start)[:, None]
@@ -72,12 +80,6 @@ def _matmul(
         tile = tl.dot(a_tile, b_tile, tile, input_precision=PRECISION)
         a += BK * stride_ak
         b += BK * n
-    first = (tile_m * BM).to(tl.int64) * n
-    offsets = tl.arange(0, BM)[:, None] * n + columns[None, :]
-    inside = (rows < m)[:, None]
-    if MASK:
-        inside = inside & (columns < n)[None, :]
-    tile *= tl.load(scale_ptr)
-    if ADD:
-        tile += tl.load(partial_ptr + first + offsets, mask=inside, other=0.0)
+    if SCALE:
+        tile *= tl.load(scale_ptr)
     tl.store(out_ptr + first + offsets, tile.to(out_ptr.dtype.element_ty), mask=inside)

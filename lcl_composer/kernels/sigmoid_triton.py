@@ -10,7 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcl_composer.kernels.info_nce_triton import multiply_chunk, operands, scaled_similarities, valid_columns
+from lcl_composer.kernels.info_nce_triton import (
+    multiply_chunk,
+    operands,
+    scaled_similarities,
+    unscale,
+    valid_columns,
+)
 from lcl_composer.kernels.tiles import (
     launch_options,
     tile_count,
@@ -60,7 +66,9 @@ def sweep(
         )  # fmt: skip
         if with_gradients:
             multiply_chunk(space, rows, columns, start, stop, d_rows, d_columns)
-    return losses.sum(), (d_rows, d_columns, biases.sum()) if with_gradients else None
+    if not with_gradients:
+        return losses.sum(), None
+    return losses.sum(), (unscale(d_rows, rows), unscale(d_columns, rows), biases.sum())
 
 
 @triton.jit(do_not_specialize=["n", "m", "start", "stop", "row_offset"])

@@ -30,17 +30,23 @@ class GPU(NamedTuple):
     processors: int
 
 
-Kernel = Literal["logits", "pairs", "sigmoid", "matmul"]
+Kernel = Literal["logits", "pairs", "sigmoid", "matmul", "adding"]
 
 # Fixed, not tuned at run time: another tile is another order of summation, and two runs must agree bitwise.
-# docs/kernel_sizes.md lists what each takes. A wide tile reads a third less from L2 for each product, which
-# is the limit on Hopper; the epilogues of "pairs" and "sigmoid" leave no registers for it, and before Hopper
-# the operands' fragments take registers too.
-_WIDE = Tiles(256, 128, 64, 16, 3)
+# docs/kernel_sizes.md lists what each takes. A tile of 256 x 128 reads a quarter less from L2 for a product
+# than one of 128 x 128, and that traffic is the limit on Hopper; the epilogues of "pairs" and "sigmoid" leave
+# no registers for it, and before Hopper the operands' fragments take registers too.
 _NARROW = Tiles(128, 128, 64, 8, 3)
-_HALF = {"logits": _NARROW, "pairs": _NARROW, "sigmoid": Tiles(128, 64, 64, 8, 3), "matmul": _NARROW}
-_HALF_BY_MAJOR = {
-    9: {**_HALF, "logits": _WIDE, "matmul": _WIDE},
+_HALF: dict[Kernel, Tiles] = {
+    "logits": _NARROW,
+    "pairs": _NARROW,
+    "sigmoid": Tiles(128, 64, 64, 8, 3),
+    "matmul": _NARROW,
+    "adding": _NARROW,
+}
+_WIDE = Tiles(256, 128, 64, 16, 3)
+_HALF_BY_MAJOR: dict[int, dict[Kernel, Tiles]] = {
+    9: {**_HALF, "logits": _WIDE, "matmul": _WIDE, "adding": Tiles(256, 128, 32, 8, 6)},
     10: {**_HALF, "matmul": Tiles(128, 256, 64, 8, 3)},  # 16 warps would get the old mma.sync
 }
 _SINGLE = Tiles(128, 64, 32, 8, 3)

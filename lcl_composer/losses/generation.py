@@ -37,7 +37,15 @@ def generation_loss(
 
     Returns:
         A scalar in float32. With N = 0 it is 0 and still depends on ``hidden`` and ``weight``.
+
+    Raises:
+        TypeError: if FSDP2 has sharded ``weight`` when the loss is computed.
     """
+    if hasattr(weight, "full_tensor"):
+        raise TypeError(
+            "the output embedding is sharded when the loss is computed; leave it to FSDP's root, which "
+            "stays whole between forward and backward"
+        )
     loss = linear_cross_entropy(
         hidden, weight, targets,
         bias=bias, z_loss=z_loss, label_smoothing=label_smoothing,

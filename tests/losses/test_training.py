@@ -112,6 +112,43 @@ def test_gradients_equal_those_of_one_process(world_size: int):
                 assert error < 1e-9, (wrapper, counts, name, error)
 
 
+class TiedToy(nn.Module):
+    """Word embedding and output embedding are one; the loss is computed outside, as Composer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.body = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.body(self.words(tokens))
+
+
+def tied_gradient(model: TiedToy, tokens: Tensor, targets: Tensor, factor: int, total: int) -> Tensor:
+    (factor * generation_loss(model(tokens), model.words.weight, targets, total=total)).backward()
+    return gradient(model.words.weight)
+
+
+def tied_on_ranks(rank: int, world_size: int) -> Tensor:
+    """The relative error of a tied embedding's gradient under FSDP2; a sharded one is refused."""
+    torch.manual_seed(7)
+    model, whole = TiedToy().double(), TiedToy().double()
+    whole.load_state_dict(model.state_dict())
+    tokens, targets = torch.randint(0, VOCAB, (2, world_size, 6))
+    mesh = init_device_mesh("cpu", (world_size,))
+    fully_shard(model.body, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with pytest.raises(TypeError, match="sharded"):
+        generation_loss(torch.zeros(6, WIDTH).double(), model.words.weight, targets[rank])
+    found = tied_gradient(model, tokens[rank], targets[rank], world_size, targets.numel())
+    expected = tied_gradient(whole, tokens.flatten(), targets.flatten(), 1, targets.numel())
+    return (found - expected).norm() / expected.norm()
+
+
+@pytest.mark.slow
+def test_a_tied_output_embedding_under_fsdp2():
+    assert max(run_ranks(2, tied_on_ranks)) < 1e-9
+
+
 def loss_and_gradients(call: nn.Module | object, model: Toy) -> list[Tensor]:
     batch = global_batch([16])
     loss = call(*batch, totals(batch[2]))  # type: ignore[operator]
