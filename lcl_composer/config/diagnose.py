@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -138,10 +138,15 @@ def known_keys(key: Key, values: Any) -> list[str] | None:
         return _parameter_names(key, _at(values, key))
     model: Any = RunConfig
     for name in key:
+        if get_origin(model) is dict:  # entries under names of the user's own
+            model = get_args(model)[1]
+            continue
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or name not in model.model_fields:
             return None
         annotation = model.model_fields[name].annotation
-        model = next((a for a in get_args(annotation) if a is not type(None)), annotation)
+        optional = get_origin(annotation) is not dict
+        members = get_args(annotation) if optional else ()
+        model = next((a for a in members if a is not type(None)), annotation)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 

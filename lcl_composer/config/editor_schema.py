@@ -40,6 +40,8 @@ def _expand(node: dict[str, Any], definitions: dict[str, Any], key: Key) -> dict
         properties["name"]["enum"] = sorted(COMPONENTS[key].entries)
     elif key in TABLES:
         properties = _entries(TABLES[key])
+    if isinstance(node.get("additionalProperties"), dict) and key not in TABLES:
+        node["additionalProperties"] = _loose(_expand(node["additionalProperties"], definitions, key))
     if properties:
         node["properties"] = {k: _loose(v) for k, v in properties.items()}
     return node

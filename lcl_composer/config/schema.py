@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _TIME = r"^\d+(\.\d+)?(ep|ba|sp|tok|dur|sec|iter)$"
 
@@ -24,6 +24,7 @@ def _check_time(value: Any) -> Any:
 #: A Composer time string: a number and a unit (ep, ba, sp, tok, dur, sec, iter).
 Time = Annotated[str, BeforeValidator(_check_time), Field(json_schema_extra={"pattern": _TIME})]
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 #: Components by name, such as ``{speed_monitor: {window_size: 10}}``.
 Table = dict[str, dict[str, Any]]
@@ -72,29 +73,109 @@ class LossConfig(Section):
     """The inverse temperature is clamped here."""
 
 
-class StreamConfig(Section):
-    """MDS shards of Documents and how they are read."""
+class SourceConfig(Section):
+    """One of several sets of shards, how much of it an epoch takes, and which of its documents."""
 
     local: str
+    """Folder of the shards: where they are, or are cached from `remote`."""
+    remote: str | None = None
+    """Where the shards are copied from (s3://, gs://, hf://, a path); null: they are in `local`."""
+    split: str | None = None
+    """Subfolder of `local` and `remote`."""
+    proportion: PositiveFloat | None = None
+    """Share of an epoch, relative to the other streams' proportions; give it to all of them or to none."""
+    repeat: PositiveFloat | None = None
+    """How often an epoch goes through the shards, such as 2 or 0.5; 1 unless set."""
+    choose: PositiveInt | None = None
+    """Documents of it an epoch, drawn anew each time."""
+    max_images: PositiveInt | None = None
+    """Images of a document beyond this number are left out."""
+    min_images: Annotated[int, Field(ge=0)] = 0
+    """A document with fewer images is passed over (its place in the batch stays empty)."""
+    min_words: Annotated[int, Field(ge=0)] = 0
+    """A document with fewer words is passed over (its place in the batch stays empty)."""
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> SourceConfig:
+        given = [name for name in ("proportion", "repeat", "choose") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"has {' and '.join(given)}; give one of them")
+        return self
+
+
+class StreamConfig(Section):
+    """MDS shards of Documents and how they are read: one set (`local`) or several, mixed (`streams`)."""
+
+    local: str | None = None
     """Folder of the shards: where they are, are generated, or are cached from `remote`."""
     remote: str | None = None
     """Where the shards are copied from (s3://, gs://, hf://, a path); null: they are in `local`."""
     split: str | None = None
     """Subfolder of `local` and `remote`."""
+    streams: dict[str, SourceConfig] | None = None
+    """Several sets of shards by name, instead of `local`."""
+    batching_method: Literal["random", "stratified", "per_stream"] = "random"
+    """How streams mix: at random, in the same shares in each batch, or a batch from one stream at a time."""
+    epoch_size: PositiveInt | None = None
+    """Documents an epoch; null: as many as there are. Not with `repeat` or `choose`."""
     shuffle: bool = False
     """Another order in each epoch."""
-    shuffle_seed: int = 17
+    shuffle_seed: Annotated[int, Field(ge=0)] = 17
     """Seed of that order."""
     num_canonical_nodes: PositiveInt = 1
     """Partition of the samples; the same value gives the same order on any number of ranks."""
     predownload: PositiveInt | None = None
     """Samples to fetch ahead a worker; null: StreamingDataset's default."""
     cache_limit: int | str | None = None
-    """Disk space for the cache, in bytes or such as 100gb; null: no limit."""
+    """Disk space for the caches, in bytes or such as 100gb; null: no limit."""
+    download_retry: Annotated[int, Field(ge=0)] = 2
+    """Further attempts at a shard that cannot be fetched or arrives damaged."""
+    download_timeout: PositiveFloat = 60.0
+    """Seconds that a shard may take to arrive, all attempts together."""
+    validate_hash: str | None = "xxh64"
+    """Hash that fetched shards are held to, where the index has it; null: only their size is compared."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes a rank; 0: load in the main process. The data do not depend on it."""
     generate: Component | None = None
     """Generator that fills `local` when it is empty; null: the data must be there."""
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> StreamConfig:
+        if self.streams is None and self.local is None:
+            raise ValueError("has neither local nor streams; give one of them")
+        if self.streams is not None:
+            given = [n for n in ("local", "remote", "split", "generate") if getattr(self, n) is not None]
+            if given:
+                raise ValueError(f"has streams and {given[0]}; remove {given[0]} or move it into a stream")
+            if problem := _mixing_problem(self.streams, self.epoch_size):
+                raise ValueError(problem)
+        return self
+
+
+def _mixing_problem(streams: dict[str, SourceConfig], epoch_size: int | None) -> str:
+    """What is wrong with streams taken together, empty if nothing is."""
+    if not streams:
+        return "streams is empty; give at least one, or local"
+    shares = [name for name, source in streams.items() if source.proportion is not None]
+    amounts = [name for name, s in streams.items() if s.repeat is not None or s.choose is not None]
+    if shares and amounts:
+        return (
+            f"streams.{shares[0]} has a proportion, streams.{amounts[0]} repeat or choose; shares and "
+            "amounts do not mix: use the one or the other in all streams"
+        )
+    if shares and len(shares) < len(streams):
+        missing = next(name for name in streams if name not in shares)
+        return f"streams.{missing} has no proportion, streams.{shares[0]} has; give one to all streams"
+    if amounts and epoch_size is not None:
+        return (
+            f"epoch_size does not go with streams.{amounts[0]}'s repeat or choose, which set it; remove one"
+        )
+    places: dict[tuple[str, str | None], str] = {}
+    for name, source in streams.items():
+        other = places.setdefault((source.local, source.split), name)
+        if other != name:
+            return f"streams.{name} and streams.{other} have the same local folder; give each its own"
+    return ""
 
 
 class DataConfig(Section):

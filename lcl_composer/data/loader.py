@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from streaming import StreamingDataLoader
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, collate, num_samples, num_tokens, split_batch
 from lcl_composer.data.interleave import LayoutRules
+from lcl_composer.data.sources import DocumentSource, Source
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError
@@ -81,9 +82,14 @@ class DocumentLoader(StreamingDataLoader):
         Raises:
             DataError: If more than ``max_bad_fraction`` of the samples seen are bad.
         """
-        for batch, problems in super().__iter__():
-            self._count(num_samples(batch), problems)
-            yield batch
+        try:
+            for batch, problems in super().__iter__():
+                self._count(num_samples(batch), problems)
+                yield batch
+        except DataError as error:
+            # One that a worker process raised carries its traceback; the last line is the message.
+            reason = str(error).strip().splitlines()[-1]
+            raise DataError(reason.removeprefix(f"{DataError.__module__}.DataError: ")) from error
 
     def close(self) -> None:
         """End the worker processes. Left to the garbage collector, this may wait five seconds for each."""
@@ -113,9 +119,15 @@ def _collate_with_problems(samples: Sequence[Sample]) -> tuple[PackedBatch, list
 
 def build_loader(
     *,
-    local: str,
+    local: str | None = None,
     remote: str | None = None,
     split: str | None = None,
+    streams: Mapping[str, Mapping[str, Any]] | None = None,
+    batching_method: str = "random",
+    epoch_size: int | None = None,
+    download_retry: int = 2,
+    download_timeout: float = 60.0,
+    validate_hash: str | None = "xxh64",
     train: bool,
     shuffle: bool,
     shuffle_seed: int,
@@ -131,19 +143,28 @@ def build_loader(
     max_bad_fraction: float,
     pin_memory: bool,
 ) -> DataSpec:
-    """Build the loader of one data set for Composer's Trainer.
+    """Build the loader of one data set, or of several mixed, for Composer's Trainer.
 
-    The arguments are those of :class:`DocumentStream` and :class:`DocumentLoader`; ``batch_size`` is that of
-    this rank, ``num_workers`` are this rank's, ``pin_memory`` is for training on CUDA.
+    The arguments are those of :class:`DocumentStream`, :class:`DocumentSource` and :class:`DocumentLoader`;
+    ``batch_size`` is that of this rank, ``num_workers`` are this rank's, ``pin_memory`` is for CUDA.
+    ``streams`` holds the arguments of :class:`Source` by name, in place of ``local``, ``remote``, ``split``.
 
     Raises:
-        DataError: If the data set is missing, empty, too small for one batch, or not one of Documents.
+        DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
     """
+    download: dict[str, Any] = {
+        "download_retry": download_retry,
+        "download_timeout": download_timeout,
+        "validate_hash": validate_hash,
+    }
+    places = {"": {"local": local, "remote": remote, "split": split}} if streams is None else streams
     stream = DocumentStream(
-        local=local,
-        remote=remote,
-        split=split,
+        sources=[
+            DocumentSource(s, **download) for s in _sources("data.train" if train else "data.eval", places)
+        ],
         train=train,
+        epoch_size=epoch_size,
+        batching_method=batching_method,
         shuffle=shuffle,
         shuffle_seed=shuffle_seed,
         num_canonical_nodes=num_canonical_nodes,
@@ -165,6 +186,12 @@ def build_loader(
             drop_last=train,
         )
     )
+
+
+def _sources(key: str, places: Mapping[str, Mapping[str, Any]]) -> list[Source]:
+    return [
+        Source(key=f"{key}.streams.{name}" if name else key, **settings) for name, settings in places.items()
+    ]
 
 
 def _data_spec(loader: DocumentLoader) -> DataSpec:

@@ -27,7 +27,7 @@ def prepare(config: RunConfig) -> None:
         DataError: If a folder holds something that no generator made.
     """
     for stream in (config.data.train, config.data.eval):
-        if stream is not None and stream.generate is not None:
+        if stream is not None and stream.generate is not None and stream.local is not None:
             generate_documents(
                 generators.build(stream.generate.spec()), str(Path(stream.local, stream.split or ""))
             )

@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
 from torch import Tensor
 
 from lcl_composer.data.collate import Sample, bad_sample, make_sample
-from lcl_composer.data.document import MDS_COLUMNS, Document
-from lcl_composer.data.image import decode_image, eval_transform, train_transform
+from lcl_composer.data.document import Document
+from lcl_composer.data.filters import filter_document
+from lcl_composer.data.image import decode_image, decode_train_crop, eval_transform
 from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
 from lcl_composer.data.rng import sample_rng
+from lcl_composer.data.sampling import (
+    ShardIndex,
+    batch_parts,
+    draw_samples,
+    trim_to_batches,
+    whole_batches,
+)
+from lcl_composer.data.sources import DocumentSource, Source
 from lcl_composer.data.tokenizer import Tokenizer
-from lcl_composer.errors import DataError
+from lcl_composer.errors import DataError, LCLError, one_line
+
+log = logging.getLogger(__name__)
 
 #: Samples that are shuffled among themselves; Streaming's default depends on ``num_canonical_nodes``.
 _SHUFFLE_BLOCK = 1 << 18
 
 
 class DocumentStream(StreamingDataset):
-    """Documents as samples. Random draws of a document depend on (seed, epoch, id) alone.
+    """Documents as samples. Random draws depend on (seed, epoch, id, how-manieth time in the epoch) alone.
 
     In training an epoch is a whole number of global batches; what is left over is dropped on every rank
     alike, whether the epoch was resumed or not. In evaluation every document is seen, in order, with the
     draws of epoch 0 and the evaluation transform.
 
     Args:
-        local: Folder of the shards (with ``remote``: the cache).
-        remote: Where to fetch shards from, or None.
-        split: Sub-folder of both, or None.
+        sources: Where the documents come from; more than one are mixed.
         train: Training or evaluation.
+        epoch_size: Documents an epoch, or None for as many as the sources hold or say.
+        batching_method: How sources mix in a batch: ``random``, ``stratified`` or ``per_stream``.
         shuffle: Shuffle, anew each epoch.
         shuffle_seed: Seed of the order.
         num_canonical_nodes: Pieces the order is made of; fix it to change the number of nodes in mid-run.
         batch_size: Documents a batch on this rank.
         predownload: Documents to fetch ahead; None for Streaming's default.
-        cache_limit: Bytes to keep in ``local`` (``100gb``), or None.
+        cache_limit: Bytes to keep in the caches (``100gb``), or None.
         tokenizer: Encodes the texts.
         rules: Token layout.
         image_size: Side of the images in pixels.
         seed: Seed of the layout and augmentation draws.
 
     Raises:
-        DataError: If the data set is missing, empty, or not one of Documents in safe encodings.
+        DataError: If a data set is missing, empty, too small, or not one of Documents in safe encodings.
     """
 
     def __init__(
         self,
         *,
-        local: str,
-        remote: str | None,
-        split: str | None,
+        sources: Sequence[DocumentSource],
         train: bool,
+        epoch_size: int | None,
+        batching_method: str,
         shuffle: bool,
         shuffle_seed: int,
         num_canonical_nodes: int,
@@ -70,18 +83,11 @@ class DocumentStream(StreamingDataset):
         seed: int,
     ) -> None:
         self._key = "data.train" if train else "data.eval"
-        index = Path(local, split or "", "index.json")
-        if index.is_file():
-            _check_index(index)
-        elif remote is None:
-            raise DataError(
-                f"{self._key}.local: no data set in {index.parent} (no index.json there); convert one with "
-                f"'lcl convert', set {self._key}.local to where it lies, or set {self._key}.remote"
-            )
+        self._failure: BaseException | None = None
         super().__init__(
-            local=local,
-            remote=remote,
-            split=split,
+            streams=sources,
+            epoch_size=epoch_size,
+            batching_method=batching_method,
             shuffle=shuffle,
             shuffle_algo="py1e",
             shuffle_block_size=_SHUFFLE_BLOCK,
@@ -91,29 +97,66 @@ class DocumentStream(StreamingDataset):
             predownload=predownload,
             cache_limit=cache_limit,
         )
-        _check_index(index)
+        self.spanner = ShardIndex(self.samples_per_shard)  # pyright: ignore[reportAttributeAccessIssue]
         self.tokenizer = tokenizer
         self.rules = rules
         self.image_size = image_size
+        self._sources = [source.source for source in sources]
         self._train = train
         self._seed = seed
         self._epoch = 0
         self._ranks = self._parallel_rank_world.num_ranks
+        self._doubted: set[int] = set()
+        self._check_nodes(num_canonical_nodes)
         if train:
             self._batches = self._count_batches(num_canonical_nodes)
             self.length = self._batches * batch_size  # Streaming's own count ignores its padding
 
-    def _count_batches(self, num_canonical_nodes: int) -> int:
-        """Return the whole global batches of an epoch, the repeats that fill canonical nodes included."""
-        nodes = max(num_canonical_nodes, self._parallel_rank_world.num_nodes)
-        assert isinstance(self.batch_size, int)
-        batches = -(-self.epoch_size // nodes) * nodes // (self.batch_size * self._ranks)
-        if not batches:
+    def _check_nodes(self, canonical: int) -> None:
+        nodes = self._parallel_rank_world.num_nodes
+        if max(nodes, canonical) % min(nodes, canonical):
             raise DataError(
-                f"{self._key}: {self.epoch_size} documents do not fill one global batch of "
-                f"{self.batch_size * self._ranks}; lower global_train_batch_size or add documents"
+                f"{self._key}.num_canonical_nodes is {canonical}, the job has {nodes} nodes: one must be a "
+                "multiple of the other"
+            )
+
+    def _count_batches(self, nodes: int) -> int:
+        """Return the whole global batches of an epoch, the same on any number of ranks."""
+        assert isinstance(self.batch_size, int)
+        size = self.batch_size * self._ranks
+        if self.batching_method == "per_stream":
+            for stream in self.streams:
+                stream.choose = trim_to_batches(int(stream.choose), nodes, size)
+            self.epoch_size = sum(stream.choose for stream in self.streams)
+        chosen = [int(stream.choose) for stream in self.streams]
+        short = [source.key for source, c in zip(self._sources, chosen, strict=True) if not c]
+        if self.batching_method == "stratified":
+            parts = batch_parts(chosen, size)
+            short = [source.key for source, part in zip(self._sources, parts, strict=True) if part <= 0]
+        batches = whole_batches(chosen, nodes, size, self.batching_method)
+        if not batches or (short and self.batching_method != "random"):
+            raise DataError(
+                f"{short[0] if short else self._key}: {self.epoch_size} documents do not fill one global "
+                f"batch of {size}; lower global_train_batch_size or add documents"
             )
         return batches
+
+    def resample_streams(
+        self, epoch: int, stream_id: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the runs of samples in one shard each, and the samples of an epoch, run by run.
+
+        A sample that comes for the n-th time has n - 1 times the number of all documents added.
+        """
+        runs, numbers = [], []
+        for i in range(self.num_streams) if stream_id is None else [stream_id]:
+            first = self.shard_offset_per_stream[i]
+            sizes = self.samples_per_shard[first : first + self.shards_per_stream[i]]
+            rng = np.random.default_rng([self.shuffle_seed, epoch if self.shuffle else 0, i])
+            run, drawn = draw_samples(sizes, int(self.streams[i].choose), rng, self.num_samples)
+            runs.append(run)
+            numbers.append(drawn + self.sample_offset_per_stream[i])
+        return np.concatenate(runs), np.concatenate(numbers)
 
     def document(self, index: int) -> Document:
         """Return a document as it was written, by its place in the shards.
@@ -126,34 +169,103 @@ class DocumentStream(StreamingDataset):
         except ValueError as error:
             raise DataError(str(error)) from error
 
+    def __getitem__(self, at: Any) -> Any:
+        """Return a sample; a repeat's number, beyond the number of documents, is as good as any."""
+        return self.get_item(int(at)) if isinstance(at, int | np.integer) else super().__getitem__(at)
+
     def get_item(self, sample_id: int, retry: int = 7) -> Sample:
         """Return the sample of a document by its place in the shards; a bad one is empty and says why."""
-        record = super().get_item(sample_id, retry)
-        try:
-            document = Document.from_record(record)
-            return self._to_sample(document)
-        except (DataError, ValueError) as error:
-            return bad_sample(record["id"], f"{error} (source {record['source']})", self.image_size)
+        self._raise_failure()
+        sample = self._try_item(sample_id, retry)
+        if sample["problem"] and self._mend_shard(sample_id):
+            sample = self._try_item(sample_id, retry)
+        return sample
 
-    def _to_sample(self, document: Document) -> Sample:
-        rng = sample_rng(self._seed, self._epoch, document.id, "layout")
-        layout = lay_out(document, self.tokenizer, self.rules, rng)
+    def _try_item(self, sample_id: int, retry: int) -> Sample:
+        repeat, index = divmod(int(sample_id), self.num_samples)
+        shard = self.spanner[index][0]
+        name, where = f"sample {index}", self.shards[shard].raw_data.basename
+        try:
+            record = super().get_item(index, retry)
+            name, where = record["id"], record["source"]
+            return self._to_sample(
+                Document.from_record(record), repeat, self._sources[self.stream_per_shard[shard]]
+            )
+        except (DataError, ValueError, IndexError, KeyError) as error:
+            return bad_sample(name, f"{error} (source {where})", self.image_size)
+
+    def _to_sample(self, document: Document, repeat: int, source: Source) -> Sample:
+        kept = filter_document(document, source)
+        if kept is None:
+            return bad_sample(document.id, "", self.image_size)
+        rng = self._rng(document, repeat, "layout")
+        layout = lay_out(kept, self.tokenizer, self.rules, rng)
         if not len(layout.tokens):
             raise DataError(f"document {document.id!r}: nothing to learn from, it has no text")
-        return make_sample(document.id, layout, self._pixels(document, layout))
+        return make_sample(document.id, layout, self._pixels(kept, layout, repeat))
 
-    def _pixels(self, document: Document, layout: TokenLayout) -> Tensor:
+    def _rng(self, document: Document, repeat: int, purpose: str) -> np.random.Generator:
+        purpose = f"{purpose}, repeat {repeat}" if repeat else purpose
+        return sample_rng(self._seed, self._epoch, document.id, purpose)
+
+    def _pixels(self, document: Document, layout: TokenLayout, repeat: int) -> Tensor:
         """Return the pixels of the images that the layout uses, uint8 [I, 3, H, W]."""
         images = document.images
         pixels = torch.empty(len(layout.images), 3, self.image_size, self.image_size, dtype=torch.uint8)
         for row, index in zip(pixels, layout.images.tolist(), strict=True):
-            image = decode_image(images[index].data, f"document {document.id!r}, image {index}")
+            where = f"document {document.id!r}, image {index}"
             if self._train:
-                rng = sample_rng(self._seed, self._epoch, document.id, f"augment {index}")
-                row.copy_(train_transform(image, self.image_size, rng))
+                rng = self._rng(document, repeat, f"augment {index}")
+                row.copy_(decode_train_crop(images[index].data, where, self.image_size, rng))
             else:
-                row.copy_(eval_transform(image, self.image_size))
+                row.copy_(eval_transform(decode_image(images[index].data, where), self.image_size))
         return pixels
+
+    def _mend_shard(self, sample_id: int) -> bool:
+        """Check the shard of a sample that cannot be read, once; fetch it again if it is damaged."""
+        shard_id, _ = self.spanner[sample_id]
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        assert isinstance(stream, DocumentSource)
+        if shard_id in self._doubted or not (problem := stream.damage(self.shards[shard_id].raw_data)):
+            self._doubted.add(shard_id)
+            return False
+        self._doubted.add(shard_id)
+        if not stream.can_fetch:
+            log.warning("%s: %s; copy or convert it anew", stream.source.key, problem)
+            return False
+        log.warning("%s; fetching it again", problem)
+        self.evict_shard(shard_id)
+        self.prepare_shard(shard_id)
+        return True
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch a shard; if that fails, leave it to others to try, who would otherwise wait for ever."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except BaseException:
+            self._shard_states[shard_id] = _ShardState.REMOTE
+            raise
+
+    def on_exception(self, future: Future) -> None:
+        """Keep what a download thread raised for the thread that yields samples."""
+        if error := future.exception():
+            self._failure = error
+            self._event.set()
+
+    def _raise_failure(self) -> None:
+        if isinstance(self._failure, LCLError):
+            raise self._failure
+        if self._failure is not None:
+            raise DataError(f"{self._key}: {one_line(self._failure)}") from self._failure
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield this worker's samples of an epoch.
+
+        Raises:
+            DataError: If a shard cannot be had; Streaming would end the epoch early, without a word.
+        """
+        yield from super().__iter__()
+        self._raise_failure()
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
         """Return this worker's samples; called in the worker at the start of each epoch.
@@ -183,31 +295,3 @@ class DocumentStream(StreamingDataset):
             epoch, _ = self._resume(self._parallel_rank_world, self.next_epoch)
             state["epoch"] = epoch
         return state
-
-
-def _check_index(path: Path) -> None:
-    """Check that every shard has the columns of a Document, in the encodings that run no code.
-
-    Raises:
-        DataError: If the index cannot be read, names no shards, or has other columns.
-    """
-    try:
-        shards = json.loads(path.read_text())["shards"]
-        columns = [dict(zip(s["column_names"], s["column_encodings"], strict=True)) for s in shards]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not an MDS index ({type(error).__name__}: {error}); convert the data anew"
-        ) from error
-    if not columns or not sum(s["samples"] for s in shards):
-        raise DataError(f"{path}: the data set is empty; convert the data anew")
-    for found in columns:
-        unsafe = sorted(name for name, encoding in found.items() if encoding == "pkl")
-        if unsafe:
-            raise DataError(
-                f"{path}: column {unsafe[0]!r} is a pickle, which runs code when read; convert it anew"
-            )
-        if wrong := sorted(name for name, encoding in MDS_COLUMNS.items() if found.get(name) != encoding):
-            raise DataError(
-                f"{path}: column {wrong[0]!r} is {found.get(wrong[0], 'missing')}, not "
-                f"{MDS_COLUMNS[wrong[0]]}; this is no data set of Documents, make one with 'lcl convert'"
-            )

@@ -17,6 +17,7 @@ from lcl_composer.data.image import (
     CROP_RATIO,
     CROP_SCALE,
     decode_image,
+    decode_train_crop,
     draw_crop,
     eval_transform,
     train_transform,
@@ -141,14 +142,76 @@ def test_crops_are_distributed_as_torchvisions():
     np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=0.4)
 
 
-def test_train_transform_is_torchvisions_resized_crop():
-    image = noise(90, 70)
-    left, top, w, h = draw_crop(90, 70, np.random.default_rng(5))
-    expected = resized_crop(cast(Any, image), top, left, h, w, [32, 32], InterpolationMode.BICUBIC)
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise whose amplitude falls with frequency as that of photographs does."""
+    rng = np.random.default_rng(seed)
+    spectrum = np.fft.rfft2(rng.normal(size=(height, width, 3)), axes=(0, 1))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1 / max(width, height)
+    pixels = np.fft.irfft2(spectrum / frequency[..., None] ** 1.3, s=(height, width), axes=(0, 1))
+    pixels = (pixels - pixels.mean()) / pixels.std() * 45 + 128
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def torchvisions_crop(image: Image.Image, size: int, seed: int) -> np.ndarray:
+    left, top, w, h = draw_crop(image.width, image.height, np.random.default_rng(seed))
+    crop = resized_crop(cast(Any, image), top, left, h, w, [size, size], InterpolationMode.BICUBIC)
+    return np.asarray(crop).astype(int)
+
+
+def difference(pixels: torch.Tensor, expected: np.ndarray) -> float:
+    """Mean absolute difference in levels of 255."""
+    assert pixels.dtype == torch.uint8
+    return float(np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected).mean())
+
+
+@pytest.mark.parametrize("size", [(90, 70), (40, 33), (300, 260)])
+def test_train_transform_is_close_to_torchvisions_resized_crop(size: tuple[int, int]):
+    image = photograph(*size)
     got = train_transform(image, 32, np.random.default_rng(5))
-    assert got.dtype == torch.uint8
     assert got.shape == (3, 32, 32)
-    np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), np.asarray(expected))
+    expected = torchvisions_crop(image, 32, 5)
+    assert difference(got, expected) < 4
+    shifted = torchvisions_crop(image, 32, 6)
+    assert difference(got, shifted) > 5
+
+
+@pytest.mark.parametrize("size", [(512, 512), (512, 384), (300, 260), (1030, 1500), (2100, 1900), (97, 130)])
+def test_a_crop_decoded_small_is_close_to_the_crop_of_the_whole(size: tuple[int, int]):
+    data = encode(photograph(*size), "JPEG", quality=90)
+    for seed in range(3):
+        got = decode_train_crop(data, "here", 224, np.random.default_rng(seed))
+        assert got.shape == (3, 224, 224)
+        assert difference(got, torchvisions_crop(decode_image(data, "here"), 224, seed)) < 2
+
+
+@pytest.mark.parametrize(("side", "shrink"), [(512, 2), (1024, 4), (2500, 8), (512 - 70, 1), (4500, 8)])
+def test_a_jpeg_is_decoded_no_larger_than_needed_and_never_too_small(
+    side: int, shrink: int, monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[tuple[int, int]] = []
+    to_rgb = image_module._to_rgb
+    monkeypatch.setattr(image_module, "_to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
+    data = encode(Image.new("RGB", (side, side)), "JPEG")
+    decode_train_crop(data, "here", 224, np.random.default_rng(1))
+    assert sizes == [(-(-side // shrink), -(-side // shrink))]
+    assert sizes[0][0] >= 224
+
+
+def test_other_kinds_are_decoded_whole():
+    image = photograph(512, 512)
+    got = decode_train_crop(encode(image), "here", 64, np.random.default_rng(0))
+    assert torch.equal(got, train_transform(image, 64, np.random.default_rng(0)))
+    clear = Image.new("RGBA", (512, 512), (0, 0, 0, 0))
+    assert (decode_train_crop(encode(clear), "here", 64, np.random.default_rng(0)) == 255).all()
+    grey = decode_train_crop(encode(image.convert("L"), "JPEG"), "here", 64, np.random.default_rng(0))
+    assert torch.equal(grey[0], grey[2])
+
+
+def test_damaged_jpegs_are_named_when_cropped():
+    data = encode(photograph(512, 512), "JPEG")
+    with pytest.raises(DataError, match=r"document 'a', image 3: cannot decode"):
+        decode_train_crop(data[: len(data) // 2], "document 'a', image 3", 224, np.random.default_rng(0))
 
 
 @settings(max_examples=60, deadline=None)

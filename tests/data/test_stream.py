@@ -17,6 +17,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.sampling import whole_batches
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset, example
@@ -160,7 +161,9 @@ def test_a_resumed_epoch_is_as_long_as_any(make_dataset: MakeDataset, documents:
     folder = make_dataset(documents)
     made = loader(folder, num_canonical_nodes=nodes)
     whole = epochs(made, 1)[0]
-    assert len(made) == len(whole) == -(-documents // nodes) * nodes // 3
+    assert len(made) == len(whole) == documents // nodes * nodes // 3
+    seen = [name for names, _ in whole for name in names]
+    assert len(set(seen)) == len(seen)
     resumed = loader(folder, num_canonical_nodes=nodes)
     stream_of(resumed).load_state_dict({**stream_of(made).state_dict(6, True), "epoch": 0})
     assert epochs(resumed, 1)[0] == whole[2:]
@@ -168,12 +171,11 @@ def test_a_resumed_epoch_is_as_long_as_any(make_dataset: MakeDataset, documents:
 
 @pytest.mark.parametrize(("samples", "nodes", "ranks"), [(21, 1, 2), (30, 4, 2), (29, 8, 4), (24, 1, 1)])
 def test_the_batches_kept_are_whole_on_every_rank(samples: int, nodes: int, ranks: int):
-    """What ``_get_work`` relies on: Streaming's first ``padded // global batch`` batches hold no -1."""
+    """What ``_get_work`` relies on: Streaming's first batches hold no -1, and no sample twice."""
     work = get_partitions("relaxed", samples, nodes, 1, ranks, 2, 3, 0, None)
     in_turn = work.transpose(3, 2, 0, 1, 4).reshape(-1, ranks * 3)
-    batches = -(-samples // nodes) * nodes // (ranks * 3)
-    assert (in_turn[:batches] >= 0).all()
-    assert len(set(in_turn[:batches].ravel().tolist())) >= min(samples, batches * ranks * 3) - nodes
+    batches = whole_batches([samples], nodes, ranks * 3, "random")
+    assert len(set(in_turn[:batches].ravel().tolist()) - {-1}) == batches * ranks * 3
 
 
 def test_a_batch_that_another_rank_cannot_fill_is_dropped(

@@ -1,0 +1,21 @@
+"""What a source takes of its documents."""
+
+from __future__ import annotations
+
+from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.sources import Source
+
+
+def filter_document(document: Document, source: Source) -> Document | None:
+    """Return what a source takes of a document, or None if it passes it over."""
+    words = (
+        sum(len(s.text.split()) for s in document.segments if isinstance(s, Text)) if source.min_words else 0
+    )
+    images = [i for i, s in enumerate(document.segments) if isinstance(s, Image)]
+    if len(images) < source.min_images or words < source.min_words:
+        return None
+    if source.max_images is None or len(images) <= source.max_images:
+        return document
+    beyond = set(images[source.max_images :])
+    kept = tuple(s for i, s in enumerate(document.segments) if i not in beyond)
+    return Document(document.id, document.source, kept)

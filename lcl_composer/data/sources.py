@@ -1,0 +1,269 @@
+"""Where shards come from: a source of Documents as Streaming's ``Stream``, with downloads that fail well.
+
+Streaming 0.13 checks no size, looks at a hash only right after a download, gives up on the first mismatch and
+waits for a remote that does not answer as long as the remote's client does. Here a damaged file is fetched
+again, and what cannot be fetched is told in one line within ``download_timeout``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming import Stream
+from streaming.base.constant import TICK
+from streaming.base.format import FileInfo, Reader
+from streaming.base.hashing import get_hash
+from streaming.base.util import wait_for_file_to_exist
+from streaming.base.world import World
+
+from lcl_composer.data.document import MDS_COLUMNS
+from lcl_composer.errors import DataError, one_line
+
+log = logging.getLogger(__name__)
+
+_INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One set of shards, how much of it an epoch takes, and which of its documents.
+
+    At most one of ``proportion``, ``repeat`` and ``choose`` is set.
+
+    Attributes:
+        key: Its place in the configuration, for messages.
+        local: Folder of the shards (with ``remote``: the cache).
+        remote: Where to fetch shards from, or None.
+        split: Sub-folder of both, or None.
+        proportion: Its share of an epoch; relative to the others' ``proportion``.
+        repeat: How often an epoch goes through it; may be a fraction.
+        choose: Documents of it an epoch.
+        max_images: Images of a document beyond this number are left out; None for all.
+        min_images: A document with fewer images is passed over.
+        min_words: A document with fewer words is passed over.
+    """
+
+    key: str
+    local: str
+    remote: str | None = None
+    split: str | None = None
+    proportion: float | None = None
+    repeat: float | None = None
+    choose: int | None = None
+    max_images: int | None = None
+    min_images: int = 0
+    min_words: int = 0
+
+
+class DocumentSource(Stream):
+    """Streaming's ``Stream`` over shards of Documents.
+
+    Args:
+        source: The shards.
+        download_retry: Further attempts at a file that cannot be fetched, or that arrives damaged.
+        download_timeout: Seconds that a file may take, all attempts together.
+        validate_hash: Hash that a fetched file is held to where the index names it (``xxh64``), or None. Its
+            size is always compared.
+    """
+
+    def __init__(
+        self, source: Source, *, download_retry: int, download_timeout: float, validate_hash: str | None
+    ) -> None:
+        super().__init__(
+            remote=source.remote,
+            local=source.local,
+            split=source.split,
+            proportion=source.proportion,
+            repeat=source.repeat,
+            choose=source.choose,
+            download_retry=download_retry,
+            download_timeout=download_timeout,
+        )
+        self.source = source
+        self._hash = validate_hash
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie or are cached."""
+        return Path(self.local, self.split)
+
+    @property
+    def can_fetch(self) -> bool:
+        """Whether a damaged file can be had again."""
+        return self.remote not in (None, self.local)
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        """Return the readers of the shards; the index is fetched if need be.
+
+        Raises:
+            DataError: If there is no index, it cannot be had, or it is not one of Documents.
+        """
+        key, index = self.source.key, self.folder / _INDEX
+        if not index.is_file() and self.remote is None:
+            raise DataError(
+                f"{key}.local: no data set in {self.folder} (no {_INDEX} there); convert one with "
+                f"'lcl convert', set {key}.local to where it lies, or set {key}.remote"
+            )
+        if not index.is_file() and world.is_local_leader:
+            os.replace(self._download_file(_INDEX, f"{_INDEX}.tmp"), index)
+        elif not index.is_file():
+            try:
+                # The leader may use up the whole time; it says better what is wrong.
+                wait_for_file_to_exist(str(index), TICK, self.download_timeout + 5, "")
+            except RuntimeError as error:
+                raise DataError(
+                    f"{self.source.key}.remote: {_INDEX} did not arrive in {self.folder}"
+                ) from error
+        hashes = check_index(index)
+        if self._hash is not None and self._hash not in hashes:
+            log.warning(
+                "%s: the index holds no %s hashes; shards are checked by size only", index, self._hash
+            )
+        return super().get_shards(world, allow_unsafe_types)
+
+    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Note which shards are present; drop truncated files that can be fetched again."""
+        if self.can_fetch:
+            for info in (i for shard in shards for pair in shard.file_pairs for i in pair if i is not None):
+                path = self.folder / info.basename
+                if path.is_file() and path.stat().st_size != info.bytes:
+                    log.warning("%s is truncated or of another version; fetching it again", path)
+                    path.unlink()
+        super().set_up_local(shards, cache_usage_per_shard)
+
+    def damage(self, info: FileInfo) -> str:
+        """Return what is wrong with a file of a shard that is present, empty if nothing is."""
+        path = self.folder / info.basename
+        data = path.read_bytes()
+        if len(data) != info.bytes:
+            return f"{path} has {len(data)} bytes, not {info.bytes}"
+        if self._hash in info.hashes and get_hash(self._hash, data) != info.hashes[self._hash]:
+            return f"{path} does not have the {self._hash} hash that the index names"
+        return ""
+
+    def _prepare_shard_part(
+        self, raw_info: FileInfo, zip_info: FileInfo | None = None, compression: str | None = None
+    ) -> int:
+        """Bring a file of a shard into the cache, checked; returns the change in bytes of the cache.
+
+        Raises:
+            DataError: If it cannot be fetched, or arrives damaged each time.
+        """
+        if (self.folder / raw_info.basename).is_file():
+            return super()._prepare_shard_part(raw_info, zip_info, compression)
+        wanted = zip_info or raw_info
+        path = self.folder / wanted.basename
+        delta, problem = 0, ""
+        for _ in range(1 + self.download_retry):
+            if not path.is_file():
+                self._download_file(wanted.basename)
+                delta += wanted.bytes
+            problem = self.damage(wanted)
+            if not problem:
+                return delta + super()._prepare_shard_part(raw_info, zip_info, compression)
+            if not self.can_fetch:
+                break
+            log.warning("%s; fetching it again", problem)
+            path.unlink()
+            delta -= wanted.bytes
+        advice = (
+            f"it is damaged at {self.remote}, or the cache's {_INDEX} is of another version: delete the cache"
+            if self.can_fetch
+            else "copy or convert it anew"
+        )
+        raise DataError(f"{self.source.key}: {problem}; {advice}")
+
+    def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
+        """Fetch a file into the cache and return its path.
+
+        Raises:
+            DataError: If that fails, or takes longer than ``download_timeout``.
+        """
+        local = str(self.folder / (to_basename or from_basename))
+        if self.remote is None:
+            raise DataError(f"{self.source.key}: {local} is missing; copy or convert it anew")
+        remote = os.path.join(self.remote, self.split, from_basename)
+        deadline = time.monotonic() + self.download_timeout
+        for attempt in range(1 + self.download_retry):
+            left = max(deadline - time.monotonic(), 0.0)
+            try:
+                _bounded(lambda: self._downloader.download(remote, local, self.download_timeout), left)
+                return local
+            except TimeoutError as error:
+                raise DataError(
+                    f"{self.source.key}.remote: {remote} did not arrive within {self.download_timeout:g} s; "
+                    "see whether it can be reached, or raise download_timeout"
+                ) from error
+            except Exception as error:  # each kind of remote raises its own
+                self._downloader.clean_up()
+                problem = f"{type(error).__name__}: {one_line(error)}"
+            pause = min(0.5 * 2**attempt, deadline - time.monotonic())
+            if attempt < self.download_retry and pause > 0:
+                time.sleep(pause)
+        raise DataError(
+            f"{self.source.key}.remote: cannot fetch {remote} in {1 + self.download_retry} attempts "
+            f"({problem})"
+        )
+
+
+def _bounded(function: Callable[[], None], seconds: float) -> None:
+    """Call a function that may never return; raise TimeoutError if it takes too long."""
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:  # handed to the caller's thread
+            raised.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError
+    if raised:
+        raise raised[0]
+
+
+def check_index(path: Path) -> set[str]:
+    """Check that every shard has the columns of a Document, in the encodings that run no code.
+
+    Returns:
+        The hashes that all shards have.
+
+    Raises:
+        DataError: If the index cannot be read, names no shards, or has other columns.
+    """
+    try:
+        shards = json.loads(path.read_text())["shards"]
+        columns = {tuple(zip(s["column_names"], s["column_encodings"], strict=True)) for s in shards}
+        hashes = [set(s["hashes"]) for s in shards]
+        samples = sum(s["samples"] for s in shards)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not an MDS index ({type(error).__name__}: {error}); convert the data anew"
+        ) from error
+    if not samples:
+        raise DataError(f"{path}: the data set is empty; convert the data anew")
+    for pairs in columns:
+        found = dict(pairs)
+        unsafe = sorted(name for name, encoding in found.items() if encoding == "pkl")
+        if unsafe:
+            raise DataError(
+                f"{path}: column {unsafe[0]!r} is a pickle, which runs code when read; convert it anew"
+            )
+        if wrong := sorted(name for name, encoding in MDS_COLUMNS.items() if found.get(name) != encoding):
+            raise DataError(
+                f"{path}: column {wrong[0]!r} is {found.get(wrong[0], 'missing')}, not "
+                f"{MDS_COLUMNS[wrong[0]]}; this is no data set of Documents, make one with 'lcl convert'"
+            )
+    return set.intersection(*hashes)
