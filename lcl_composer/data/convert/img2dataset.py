@@ -81,7 +81,7 @@ class Img2Dataset(PairSource):
             caption = caption_text(decode_text(record.members[".txt"]))
         else:
             caption = caption_text(facts.get("caption"))
-        check_facts(self, facts.get("similarity"), facts.get("LANGUAGE"))
+        check_facts(self, facts.get("similarity"), facts.get("LANGUAGE"), report)
         yield self.pair(name, accept_image(record.members[images[0]], self.rules), caption)
 
 

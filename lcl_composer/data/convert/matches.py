@@ -119,6 +119,7 @@ def _matches(
             if not isinstance(image_name, str) or not image_name:
                 raise Rejected("image_name missing")
             sentence, similarity = match_of(page, place)
+            report.add_similarity(similarity)
             if not at_least(similarity, min_similarity):
                 raise Rejected(f"similarity under {min_similarity:g}, or none")
             if type(sentence) is not int or not 0 <= sentence < len(page.sentences):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lcl_composer.data.convert.report import ConversionReport
 from lcl_composer.data.convert.source import Rejected, Sample, Source
 from lcl_composer.data.convert.text import speaks
 from lcl_composer.data.document import Document, Image, Text
@@ -23,12 +24,13 @@ class PairSource(Source):
         return Sample(document, caption.casefold())
 
 
-def check_facts(source: PairSource, similarity: Any, language: Any) -> None:
-    """Hold a pair's facts against the options.
+def check_facts(source: PairSource, similarity: Any, language: Any, report: ConversionReport) -> None:
+    """Hold a pair's facts against the options; the report counts the similarity.
 
     Raises:
         Rejected: If the similarity is too low or absent, or the language is another one.
     """
+    report.add_similarity(similarity)
     if source.min_similarity is not None and not at_least(similarity, source.min_similarity):
         raise Rejected(f"similarity under {source.min_similarity:g}, or none")
     if source.language and isinstance(language, str) and not speaks(language, source.language):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,10 @@ from lcl_composer.data.document import Document, Text
 
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
+
+
+#: The fields that are distributions.
+_DISTRIBUTIONS = ("images", "words", "tokens", "similarities")
 
 
 @dataclass
@@ -72,6 +77,7 @@ class ConversionReport:
     images: Distribution = field(default_factory=Distribution)  # images a kept document
     words: Distribution = field(default_factory=Distribution)  # words a kept document
     tokens: Distribution = field(default_factory=Distribution)  # text tokens (CLIP's) a kept document
+    similarities: Distribution = field(default_factory=Distribution)  # image to text, in hundredths, read
     image_bytes: int = 0
     shard_bytes: int = 0  # as stored, compressed
     seconds: float = field(default=0.0, metadata={"saved": False})
@@ -97,6 +103,18 @@ class ConversionReport:
         self.words.add(count_words(document))
         self.tokens.add(tokens)
         self.image_bytes += sum(len(image.data) for image in document.images)
+
+    def add_similarity(self, value: Any) -> None:
+        """Count how alike the source says an image and its text are, whether they are kept or not.
+
+        Anything but a number is passed over; numbers beyond 100 count as 100, so that memory is bounded.
+        """
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return
+        if not isinstance(value, bool) and math.isfinite(number):
+            self.similarities.add(round(100 * max(-100.0, min(number, 100.0))))
 
     def drop(self, reason: str, name: str) -> None:
         """Count a document that was not written; ``name`` says which."""
@@ -124,7 +142,7 @@ class ConversionReport:
         """Add the counts of a part. Parts added in one order always give one report."""
         for name in ("kept", "dropped", "dropped_images", "broken"):
             getattr(self, name).update(getattr(part, name))
-        for name in ("images", "words", "tokens"):
+        for name in _DISTRIBUTIONS:
             getattr(self, name).counts.update(getattr(part, name).counts)
         for reason, names in part.named.items():
             mine = self.named.setdefault(reason, [])
@@ -168,7 +186,7 @@ class ConversionReport:
         values: dict[str, Any] = {key: value for key, value in facts.items() if key != "read"}
         for name in ("kept", "dropped", "dropped_images", "broken"):
             values[name] = Counter(values[name])
-        for name in ("images", "words", "tokens"):
+        for name in _DISTRIBUTIONS:
             histogram = values[name]["histogram"]
             values[name] = Distribution(Counter({int(key): count for key, count in histogram.items()}))
         return cls(**values)

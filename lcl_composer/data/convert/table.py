@@ -74,6 +74,7 @@ class Table(PairSource):
     def samples(self, name: str, record: dict[str, Any], report: ConversionReport) -> Iterator[Sample]:
         """Yield the document of a row."""
         caption = caption_text(record.get(self.caption_column))
-        check_facts(self, record.get(self.similarity_column), record.get(self.language_column))
+        language = record.get(self.language_column)
+        check_facts(self, record.get(self.similarity_column), language, report)
         image = image_of(record.get(self.image_column), self.images or self._root, self.rules)
         yield self.pair(name, image, caption)

@@ -68,3 +68,12 @@ def test_only_the_first_failures_are_named_but_all_counted():
         report.drop("file empty", str(number))
     assert report.dropped["file empty"] == 1000
     assert report.named["file empty"] == [str(n) for n in range(20)]
+
+
+def test_similarities_are_counted_in_hundredths_and_only_numbers(tmp_path):
+    report = example()
+    for value in (0.31, "0.314", -0.2, 1e30, None, "x", True, float("nan"), float("inf")):
+        report.add_similarity(value)
+    assert report.similarities.counts == {31: 2, -20: 1, 10000: 1}
+    report.save(tmp_path / "report.json")
+    assert ConversionReport.load(tmp_path / "report.json").similarities == report.similarities
