@@ -82,6 +82,17 @@ def new(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, runs/NAME.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Compare runs on one HTML page: settings, final numbers, curves, retrieval, attention, speed."""
+    from lcl_composer.commands.report import write_report
+
+    write_report(runs, out)
+
+
+@app.command()
 def schema(
     out: Annotated[Path | None, typer.Argument(help="File to write; without: standard output.")] = None,
 ) -> None:
@@ -121,4 +132,37 @@ def evaluate(
     trained, untrained = evaluate_frozen(encoder, ProbeSettings(train, val, features))
     typer.echo(
         f"trained {trained.accuracy:.1%}, untrained {untrained.accuracy:.1%}, chance {trained.chance:.1%}"
+    )
+
+
+@app.command()
+def inspect(
+    out: Annotated[Path, typer.Argument(help="MDS shards of Documents, as lcl convert writes them.")],
+    html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Write one offline page instead.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="clip, or the path of a tokenizers JSON file.")] = "clip",
+    max_tokens: Annotated[int, typer.Option(help="Documents are cut here, as by data.max_tokens.")] = 2048,
+    tokens_per_image: Annotated[int, typer.Option(help="Patch tokens; 49 for B/32, 196 for B/16.")] = 196,
+    image_first_probability: Annotated[float, typer.Option(help="As data.image_first_probability.")] = 0.5,
+    min_context_tokens: Annotated[int, typer.Option(help="As data.min_context_tokens.")] = 1,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the images, as data.image_size.")] = 224,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 17,
+    epoch: Annotated[int, typer.Option(min=0, help="Floating images move from epoch to epoch.")] = 0,
+    documents: Annotated[int, typer.Option(min=1, help="Documents to show, evenly spread.")] = 12,
+    sample: Annotated[int, typer.Option(min=1, help="Documents to count, evenly spread.")] = 1000,
+) -> None:
+    """Show documents as the model will see them, and the health of the data set."""
+    from lcl_composer.commands.inspect import print_inspection
+    from lcl_composer.data.interleave import LayoutRules
+
+    rules = LayoutRules(tokens_per_image, max_tokens, image_first_probability, min_context_tokens)
+    print_inspection(
+        out,
+        html,
+        tokenizer,
+        rules,
+        documents=documents,
+        sample=sample,
+        image_size=image_size,
+        seed=seed,
+        epoch=epoch,
     )

@@ -1,0 +1,132 @@
+"""Reads a spread of the documents of MDS shards, a shard in memory at a time, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from streaming.base.compression import decompress
+from streaming.base.format.mds.reader import MDSReader
+from streaming.base.hashing import get_hash
+
+from lcl_composer.data.document import MDS_COLUMNS, Document
+from lcl_composer.errors import DataError
+
+#: Shards that a sample is spread over: each is read whole, 64 MiB before compression by default.
+MAX_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a data set.
+
+    Attributes:
+        folder: Where their index is.
+        present: Index entries of the shards that are in the folder.
+        missing: Number of the others: a cache holds only part of its remote.
+    """
+
+    folder: Path
+    present: list[dict[str, Any]]
+    missing: int
+
+    @property
+    def documents(self) -> int:
+        """Documents in the shards that are here."""
+        return sum(shard["samples"] for shard in self.present)
+
+
+def open_shards(folder: Path) -> Shards:
+    """Read the index of a folder and see which shards are there.
+
+    Raises:
+        DataError: If there is no index, it is no index of Documents in safe encodings, or no shard is there.
+    """
+    path = folder / "index.json"
+    if not path.is_file():
+        raise DataError(f"{folder}: no data set (no index.json){_suggestion(folder)}")
+    try:
+        shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+        for shard in shards:
+            columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+            if wrong := [name for name, encoding in MDS_COLUMNS.items() if columns.get(name) != encoding]:
+                raise DataError(
+                    f"{path}: column {wrong[0]!r} is {columns.get(wrong[0], 'missing')}, not "
+                    f"{MDS_COLUMNS[wrong[0]]}; only data sets of Documents (lcl convert) can be inspected"
+                )
+        present = [shard for shard in shards if shard["samples"] and _stored(folder, shard)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not an MDS index ({type(error).__name__}: {error})") from error
+    if not present:
+        raise DataError(f"{folder}: none of the {len(shards)} shards of its index is here; copy them first")
+    return Shards(folder, present, len(shards) - len(present))
+
+
+def sample(shards: Shards, count: int) -> Iterator[Document | DataError]:
+    """Yield ``count`` documents spread evenly over the data set, in its order; the same ones each time.
+
+    They come from at most ``MAX_SHARDS`` shards, themselves spread evenly. A document whose record does not
+    add up is yielded as the error.
+
+    Raises:
+        DataError: If a shard is damaged.
+    """
+    chosen = [shards.present[i] for i in spread(len(shards.present), MAX_SHARDS)]
+    places = spread(sum(shard["samples"] for shard in chosen), count)
+    first = 0
+    for shard in chosen:
+        inside = [place - first for place in places if first <= place < first + shard["samples"]]
+        if inside:
+            yield from _documents(shards.folder, shard, inside)
+        first += shard["samples"]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Return ``count`` whole numbers below ``total``, evenly apart and rising; all of them if fewer."""
+    if count >= total:
+        return list(range(total))
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def _documents(folder: Path, shard: dict[str, Any], places: list[int]) -> Iterator[Document | DataError]:
+    reader = MDSReader.from_json(str(folder), None, shard)
+    name = shard["raw_data"]["basename"]
+    data = _load(folder, shard)
+    for place in places:
+        try:
+            begin, end = np.frombuffer(data, np.uint32, count=2, offset=4 * (1 + place)).tolist()
+            yield Document.from_record(reader.decode_sample(data[begin:end]))
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            yield DataError(f"{name}, document {place}: {error}")
+
+
+def _load(folder: Path, shard: dict[str, Any]) -> bytes:
+    """Return a shard as it is before compression."""
+    path, info, packed = _stored(folder, shard) or (folder, {}, False)
+    data = path.read_bytes()
+    hashes = info.get("hashes") or {}
+    for algorithm, expected in hashes.items():
+        if get_hash(algorithm, data) != expected:
+            raise DataError(f"{path}: its {algorithm} is not that of the index; copy or convert it anew")
+    return decompress(shard["compression"], data) if packed else data
+
+
+def _stored(folder: Path, shard: dict[str, Any]) -> tuple[Path, dict[str, Any], bool] | None:
+    """Return a shard's file, its entry in the index and whether it is compressed; None if it is not here."""
+    for key in ("raw_data", "zip_data"):
+        info = shard[key]
+        if info and (path := folder / info["basename"]).is_file():
+            return path, info, key == "zip_data"
+    return None
+
+
+def _suggestion(folder: Path) -> str:
+    splits = sorted(path.parent.name for path in folder.glob("*/index.json"))
+    if splits:
+        return f"; its splits have one: {', '.join(str(folder / split) for split in splits)}"
+    return "; make one with 'lcl convert'"
