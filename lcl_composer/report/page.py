@@ -1,0 +1,106 @@
+"""Runs side by side on one page that needs nothing from outside itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lcl_composer.report.pictures import attention_maps, gallery
+from lcl_composer.report.results import results, throughput
+from lcl_composer.report.run import Run
+from lcl_composer.report.series import curves
+from lcl_composer.report.variants import ABSENT, Line, Variant, alike, as_text, differing, group
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+#: Facts of ``environment.json`` that always differ and say nothing about the machine.
+_NOT_COMPARED = {"started", "command", "git.untracked"}
+
+
+def render(runs: Sequence[Run], version: str) -> str:
+    """Return the page.
+
+    Args:
+        runs: What :func:`lcl_composer.report.run.read_runs` returns.
+        version: Of LCL-Composer, named in the foot.
+    """
+    variants = group(runs)
+    settings = differing(variants)
+    environment = [*environment_lines(variants)]
+    galleries = [(way, gallery(variants, way)) for way in ("text_to_image", "image_to_text")]
+    jinja = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+    )
+    jinja.lstrip_blocks = True
+    page = jinja.get_template("report.html.j2").render(
+        variants=variants,
+        runs=runs,
+        number_of={run.name: i for i, variant in enumerate(variants) for run in variant.runs},
+        settings=settings,
+        alike=alike(variants),
+        results=results(variants, settings),
+        throughput=throughput(variants),
+        galleries=[
+            (way.replace("_", " ").capitalize(), way, queries) for way, queries in galleries if queries
+        ],
+        attention=[(i, *attention_maps(variant)) for i, variant in enumerate(variants)],
+        environment=[line for line in environment if len(set(line.cells)) > 1],
+        same_environment=[line for line in environment if len(set(line.cells)) == 1],
+        data=embedded(curves_of(variants)),
+        css=Markup((_TEMPLATES / "report.css").read_text()),
+        script=Markup((_TEMPLATES / "report.js").read_text()),
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version,
+    )
+    return page.lstrip()
+
+
+def curves_of(variants: Sequence[Variant]) -> dict[str, Any]:
+    """Curves of all runs, each with the number of its variant."""
+    runs = [run for variant in variants for run in variant.runs]
+    data = curves(runs)
+    numbers = [i for i, variant in enumerate(variants) for _ in variant.runs]
+    for entry, number in zip(data["runs"], numbers, strict=True):
+        entry["variant"] = number
+    return {**data, "variants": [variant.name for variant in variants]}
+
+
+def embedded(data: Any) -> Markup:
+    """JSON that is safe inside a script element: no name in it can close the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def environment_lines(variants: Sequence[Variant]) -> Iterable[Line]:
+    """Versions, machine and source, one cell a variant; several values where its runs differ."""
+    columns = [[_environment(run) for run in variant.runs] for variant in variants]
+    keys = dict.fromkeys(key for runs in columns for facts in runs for key in facts)
+    for key in keys:
+        values = [dict.fromkeys(facts.get(key, ABSENT) for facts in runs) for runs in columns]
+        yield Line(key, tuple(", ".join(found) for found in values))
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """Facts of a run's machine and source as text, flat."""
+    facts: dict[str, str] = {}
+    for key, value in run.environment.items():
+        nested = value if isinstance(value, dict) else {}
+        flat = {f"{key}.{name}": v for name, v in nested.items()} or {key: value}
+        facts |= {
+            k.removeprefix("packages."): _short(k, v) for k, v in flat.items() if k not in _NOT_COMPARED
+        }
+    return facts
+
+
+def _short(key: str, value: Any) -> str:
+    if key == "git.commit":
+        return str(value)[:12]
+    if key == "devices" and isinstance(value, list):
+        return ", ".join(f"{value.count(name)} x {name}" for name in dict.fromkeys(value))
+    return as_text(value)
