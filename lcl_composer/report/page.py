@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lcl_composer.report.pictures import attention_maps, gallery
 from lcl_composer.report.results import results, throughput
@@ -38,6 +39,7 @@ def render(runs: Sequence[Run], version: str) -> str:
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
     jinja.lstrip_blocks = True
+    jinja.filters["breakable"] = breakable
     page = jinja.get_template("report.html.j2").render(
         variants=variants,
         runs=runs,
@@ -75,6 +77,11 @@ def embedded(data: Any) -> Markup:
     """JSON that is safe inside a script element: no name in it can close the element."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def breakable(name: str) -> Markup:
+    """A name, escaped, that may be broken over lines behind its punctuation."""
+    return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^-_./=]*[-_./=]*", name) if part)
 
 
 def environment_lines(variants: Sequence[Variant]) -> Iterable[Line]:

@@ -228,9 +228,9 @@ def _cell(quantity: Quantity, variant: Variant) -> Cell:
 
 
 def _marked(cells: Sequence[Cell], better: int) -> Iterable[Cell]:
-    """Mark the best mean among finished variants and what lies within a deviation of it."""
+    """Mark the best mean of finished variants, unless all are equal, and what is within a deviation of it."""
     final = [cell for cell in cells if cell.values and cell.final]
-    if len(final) < 2:
+    if len({cell.mean for cell in final}) < 2:
         return cells
     best = max(final, key=lambda cell: better * cell.mean)
 

@@ -13,12 +13,13 @@ from lcl_composer.callbacks.curves import Curves
 from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
 from lcl_composer.callbacks.summary import EndTable
 from lcl_composer.errors import DataError
+from lcl_composer.evaluation.gallery import Gallery
 from lcl_composer.evaluation.probe import ProbeSettings
 from lcl_composer.evaluation.retrieval import RetrievalSettings
 from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
 from tests.callbacks.training import make_trainer
-from tests.evaluation.fakes import FakeLCL
+from tests.evaluation.fakes import FakeLCL, Words
 from tests.evaluation.folders import to_tensor, write_folder
 
 SUMMARY = {
@@ -150,6 +151,19 @@ def test_measuring_leaves_the_trained_weights(tmp_path: Path) -> None:
     make_trainer([], model=without).fit()
     assert all(torch.equal(a, b) for a, b in zip(with_table.parameters(), without.parameters(), strict=True))
     assert with_table.training
+
+
+def test_the_gallery_shows_what_was_measured_and_changes_nothing(tmp_path: Path) -> None:
+    summaries = []
+    for gallery in (None, Gallery(Words(), queries=10)):
+        settings = RetrievalSettings(max_images=10)
+        table = EndTable(tmp_path, transform=to_tensor, retrieval=settings, probe=None, gallery=gallery)
+        make_trainer([table], model=FakeLCL()).fit()
+        summaries.append(json.loads((tmp_path / "summary.json").read_text())["retrieval"])
+    assert summaries[0] == summaries[1]
+    page = json.loads((tmp_path / "gallery.json").read_text())
+    right_at_once = [query["rank"] == 1 for query in page["text_to_image"]]
+    assert sum(right_at_once) / 10 == pytest.approx(summaries[0]["text_to_image/recall@1"])
 
 
 def test_without_held_out_documents_retrieval_is_left_out(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
@@ -79,3 +82,21 @@ class FakeLCL(ComposerModel):
 
     def eval_forward(self, batch: PackedBatch, outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         return outputs if outputs is not None else self(batch)
+
+
+@dataclass
+class Words:
+    """A tokenizer whose ids below 10 are digits."""
+
+    vocab_size: int = 16
+    start_of_text: int = 11
+    end_of_text: int = 12
+    image_placeholder: int = 13
+    start_of_image: int = 10
+    end_of_image: int = 14
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))

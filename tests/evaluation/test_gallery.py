@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,25 +13,7 @@ from lcl_composer.evaluation.gallery import CONTEXT_TOKENS, IMAGE_MARK, Gallery,
 from lcl_composer.evaluation.metrics import ranks_of_match
 from lcl_composer.evaluation.retrieval import PairedFeatures, anchored_keys, collect_features
 from tests.evaluation.batches import make_batch
-from tests.evaluation.fakes import FakeLCL
-
-
-@dataclass
-class Words:
-    """A tokenizer whose ids below 10 are digits."""
-
-    vocab_size: int = 16
-    start_of_text: int = 11
-    end_of_text: int = 12
-    image_placeholder: int = 13
-    start_of_image: int = 10
-    end_of_image: int = 14
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
+from tests.evaluation.fakes import FakeLCL, Words
 
 
 def written(folder: Path, model: FakeLCL, batches: list[PackedBatch], queries: int = 4) -> dict:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.features import extract_features, open_image_folder
-from lcl_composer.evaluation.retrieval import evaluate_retrieval
+from lcl_composer.evaluation.gallery import Gallery
+from lcl_composer.evaluation.retrieval import collect_features, evaluate_retrieval
 from tests.distributed import run_ranks
 from tests.evaluation.batches import make_batch
+from tests.evaluation.fakes import Words
 from tests.evaluation.folders import to_tensor, write_folder
 
 
@@ -32,10 +34,14 @@ class Eye(nn.Module):
         return {"image_features": self.encode_images(batch["pixel_values"])[0], "context_features": words}
 
 
-def measure(rank: int, world_size: int, folder: Path) -> tuple[dict[str, float], Tensor, Tensor]:
+def share(rank: int, world_size: int) -> list[PackedBatch]:
+    """Uneven shares, one document twice, as a sharded loader fills up its last batch."""
     batches = [make_batch(4, seed) for seed in range(3)]
-    if world_size == 2:  # uneven shares, one document twice, as a sharded loader fills up its last batch
-        batches = [[batches[0], batches[2]], [batches[1], batches[0]]][rank]
+    return batches if world_size == 1 else [[batches[0], batches[2]], [batches[1], batches[0]]][rank]
+
+
+def measure(rank: int, world_size: int, folder: Path) -> tuple[dict[str, float], Tensor, Tensor]:
+    batches = share(rank, world_size)
     features, labels = extract_features(Eye(), open_image_folder(folder, to_tensor), batch_size=2)
     return evaluate_retrieval(Eye(), batches), features, labels
 
@@ -47,3 +53,19 @@ def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
         assert their_metrics == metrics
         assert torch.equal(their_features, features)
         assert torch.equal(their_labels, labels)
+
+
+def show(rank: int, world_size: int, folder: Path) -> None:
+    gallery = Gallery(Words())
+    features = collect_features(
+        Eye().eval().requires_grad_(False), gallery.watch(share(rank, world_size)), None
+    )
+    gallery.write(features, folder)
+
+
+def test_two_ranks_show_what_one_shows(tmp_path: Path) -> None:
+    show(0, 1, tmp_path / "one")
+    run_ranks(2, show, tmp_path / "two")
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("one", "two"))
+    assert one == two
+    assert len(one) > 8

@@ -75,9 +75,11 @@ def test_the_best_is_the_lowest_loss_and_the_highest_recall(tmp_path: Path) -> N
     assert rows[GENERATION]["low"].text() == "1.500"
 
 
-def test_equals_are_both_best_and_a_single_run_is_not_marked(tmp_path: Path) -> None:
+def test_equals_are_both_best_unless_nothing_differs(tmp_path: Path) -> None:
     one, two = write_run(tmp_path, "one", lr=1), write_run(tmp_path, "two", lr=2)
-    assert best(table(page_of(one, two), "results")[RECALL]) == {"one", "two"}
+    worse = write_run(tmp_path, "worse", lr=3, recall=0.4)
+    assert best(table(page_of(one, two, worse), "results")[RECALL]) == {"one", "two"}
+    assert best(table(page_of(one, two), "results")[RECALL]) == set()
     assert best(table(page_of(one), "results")[RECALL]) == set()
 
 
@@ -227,6 +229,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert data["variants"][0] == HOSTILE
     assert bad in [panel["title"] for panel in data["panels"]]
     assert page.css_first("#runs .head span").text() == HOSTILE
+    assert list(table(page, "results")[RECALL]) == [HOSTILE, "b"]
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
