@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -98,6 +99,7 @@ def _named(data: bytes, where: str) -> Iterator[None]:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         kind = "no bytes" if not data else f"{type(error).__name__}: {error}".replace("\n", " ")
+        kind = re.sub(r" <_io\.BytesIO object at 0x\w+>", "", kind)  # differs in each process
         raise DataError(f"{where}: cannot decode the image of {len(data)} bytes ({kind})") from error
 
 

@@ -13,6 +13,9 @@ from lcl_composer.inspect.pictures import data_uri, difference_hash, miniature
 #: Mean difference of two miniatures, in levels of 255, up to which they count as one picture.
 _NEAR = 4.0
 
+#: Images a look-up compares with, for each quarter of the hash.
+_MOST_RIVALS = 100
+
 _BOX = (120, 90)
 
 
@@ -39,33 +42,50 @@ class Group:
 
 
 class Duplicates:
-    """Groups images by difference hash and miniature. Memory grows with the different images it is given."""
+    """Groups images. Memory grows with the different ones among those it is given.
+
+    Equal bytes are found for certain. Other sizes and encodings are looked for among images that share a
+    quarter of the difference hash, which those that differ in up to three of its bits always do; the latest
+    ``_MOST_RIVALS`` of them are compared.
+    """
 
     def __init__(self) -> None:
-        self._by_hash: dict[bytes, list[Group]] = {}
+        self._by_content: dict[bytes, Group] = {}
+        self._by_quarter: dict[tuple[int, bytes], list[Group]] = {}
+        self._all: list[Group] = []
         self.images = 0
 
     def add(self, document: str, data: bytes, image: Image.Image) -> None:
         """Take an image of a document: its encoded bytes, and its pixels in RGB."""
-        group = self._group(image)
+        content = blake2b(data, digest_size=16).digest()
+        group = self._by_content.get(content) or self._look_alike(image)
+        self._by_content[content] = group
         group.documents[document] = group.documents.get(document, 0) + 1
-        group.contents.add(blake2b(data, digest_size=16).digest())
+        group.contents.add(content)
         self.images += 1
         if group.count == 2:
             group.thumbnail = data_uri(image, _BOX)
 
-    def _group(self, image: Image.Image) -> Group:
-        small = miniature(image)
-        rivals = self._by_hash.setdefault(difference_hash(image), [])
-        for group in rivals:
-            if np.abs(small.astype(np.int16) - group.miniature).mean() <= _NEAR:
-                return group
-        rivals.append(Group(small))
-        return rivals[-1]
+    def _look_alike(self, image: Image.Image) -> Group:
+        """Return the group that an image belongs to by its looks, a new one if there is none."""
+        small, bits = miniature(image).astype(np.int16), difference_hash(image)
+        quarters = [
+            self._by_quarter.setdefault((place, bits[place : place + 2]), [])
+            for place in range(0, len(bits), 2)
+        ]
+        for rivals in quarters:
+            for group in rivals[-_MOST_RIVALS:]:
+                if np.abs(small - group.miniature).mean() <= _NEAR:
+                    return group
+        group = Group(small.astype(np.uint8))
+        self._all.append(group)
+        for rivals in quarters:
+            rivals.append(group)
+        return group
 
     def groups(self) -> list[Group]:
         """Return the images that occur more than once, the most frequent first."""
-        found = [group for rivals in self._by_hash.values() for group in rivals if group.count > 1]
+        found = [group for group in self._all if group.count > 1]
         return sorted(found, key=lambda group: (-group.count, min(group.documents)))
 
     @property

@@ -175,6 +175,6 @@ def _duplicates_scope(health: Health, groups: int) -> str:
     return (
         f"{groups:,} images occur more than once among the {found.images:,} looked at: "
         f"{found.exact_repeats:,} repeats are equal byte for byte, {near:,} look the same in another size or "
-        "encoding (equal difference hash and nearly equal colours). Duplicates with documents outside the "
+        "encoding (alike in difference hash and colours). Duplicates with documents outside the "
         "sample are not found." + (f" The {_GROUPS} most frequent:" if groups > _GROUPS else "")
     )

@@ -1,0 +1,69 @@
+"""`lcl inspect`."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from lcl_composer.cli import app
+from lcl_composer.commands.inspect import bars
+from lcl_composer.data.document import Document, Text
+from lcl_composer.data.synthetic import ShapesGenerator
+from lcl_composer.data.tokenizer import train_bpe
+from lcl_composer.data.writer import DocumentWriter
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    generator = ShapesGenerator(documents=12)
+    with DocumentWriter(folder / "set") as writer:
+        for document in generator.documents():
+            writer.write(document)
+        writer.write(Document("x\x1b[31m[red]", "here", (Text("a text [/b] \x1b[0m and so on"),)))
+    train_bpe(generator.texts(), 400, folder / "bpe.json")
+    return folder
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["inspect", *map(str, arguments)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_summary(shapes):
+    output = run(shapes / "set", "--documents", 13, "--tokens-per-image", 16, "--max-tokens", 96)
+    assert "Computed on all 13 documents." in output
+    assert "Images in a pair" in output
+    assert "no conversion.json" in output
+    assert "\x1b" not in output
+    assert "x�[31m[red]" in output
+
+
+def test_the_page_with_another_tokenizer(shapes, tmp_path):
+    page = tmp_path / "new/page.html"
+    output = run(shapes / "set", "--html", page, "--tokenizer", shapes / "bpe.json", "--documents", 3)
+    assert "3 documents shown" in " ".join(output.split())
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<article") == 3
+    assert "BPETokenizer" in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no data set"),
+        (["nowhere", "--tokenizer", "none.json"], "no file none.json"),
+        (["nowhere", "--max-tokens", "20"], "cannot hold an image"),
+    ],
+)
+def test_errors_are_one_line(arguments, message):
+    done = CliRunner().invoke(app, ["inspect", *arguments])
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
+def test_bars():
+    assert bars({1: 1, 2: 8, 4: 4}) == "▁█ ▄"
+    assert bars({}) == ""
