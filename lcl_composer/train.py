@@ -10,6 +10,7 @@ from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.config import compose
 from lcl_composer.data.prepare import prepare
 from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.nodes import name_signal_files_by_node
 
 
 def train(path: Path, overrides: list[str]) -> None:
@@ -30,6 +31,7 @@ def train(path: Path, overrides: list[str]) -> None:
 
     from composer.utils import dist, get_device
 
+    name_signal_files_by_node()
     dist.initialize_dist(get_device(None))
     with dist.run_local_rank_zero_first():
         if dist.get_local_rank() == 0:

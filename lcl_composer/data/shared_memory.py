@@ -14,6 +14,8 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
@@ -58,6 +60,18 @@ def clean_shared_memory(
     if removed:
         log.info("removed %d leftovers of killed jobs from shared memory and lock files", len(removed))
     return removed
+
+
+@contextmanager
+def first_come() -> Iterator[None]:
+    """Let one job of this user on this machine at a time choose its number.
+
+    Streaming looks for a free number and takes it in two steps; of two jobs that start together the second
+    stops with FileExistsError. The local leader of each job holds this while it builds a data set.
+    """
+    with Path(tempfile.gettempdir(), f"lcl_composer_{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _owned(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from streaming import StreamingDataset
 from streaming.base.dataset import _ShardState
+from streaming.base.world import World
 from torch import Tensor
 
 from lcl_composer.data.collate import Sample, bad_sample, make_sample
@@ -27,6 +29,7 @@ from lcl_composer.data.sampling import (
     trim_to_batches,
     whole_batches,
 )
+from lcl_composer.data.shared_memory import first_come
 from lcl_composer.data.sources import DocumentSource, Source
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError, LCLError, one_line
@@ -84,19 +87,20 @@ class DocumentStream(StreamingDataset):
     ) -> None:
         self._key = "data.train" if train else "data.eval"
         self._failure: BaseException | None = None
-        super().__init__(
-            streams=sources,
-            epoch_size=epoch_size,
-            batching_method=batching_method,
-            shuffle=shuffle,
-            shuffle_algo="py1e",
-            shuffle_block_size=_SHUFFLE_BLOCK,
-            shuffle_seed=shuffle_seed,
-            num_canonical_nodes=num_canonical_nodes,
-            batch_size=batch_size,
-            predownload=predownload,
-            cache_limit=cache_limit,
-        )
+        with first_come() if World.detect().is_local_leader else nullcontext():
+            super().__init__(
+                streams=sources,
+                epoch_size=epoch_size,
+                batching_method=batching_method,
+                shuffle=shuffle,
+                shuffle_algo="py1e",
+                shuffle_block_size=_SHUFFLE_BLOCK,
+                shuffle_seed=shuffle_seed,
+                num_canonical_nodes=num_canonical_nodes,
+                batch_size=batch_size,
+                predownload=predownload,
+                cache_limit=cache_limit,
+            )
         self.spanner = ShardIndex(self.samples_per_shard)  # pyright: ignore[reportAttributeAccessIssue]
         self.tokenizer = tokenizer
         self.rules = rules
@@ -183,8 +187,7 @@ class DocumentStream(StreamingDataset):
 
     def _try_item(self, sample_id: int, retry: int) -> Sample:
         repeat, index = divmod(int(sample_id), self.num_samples)
-        shard = self.spanner[index][0]
-        name, where = f"sample {index}", self.shards[shard].raw_data.basename
+        name, where, shard = f"sample {index}", "an MDS record", self.spanner[index][0]
         try:
             record = super().get_item(index, retry)
             name, where = record["id"], record["source"]
