@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from lcl_composer.data.image import train_transform
+from lcl_composer.data.image import decode_image, decode_train_crop
 from lcl_composer.data.rng import sample_rng
 
 #: Sides in pixels: of an image as it is, and of what the model gets.
@@ -34,22 +34,32 @@ class Picture:
     height: int
 
 
-def picture(image: Image.Image, image_size: int, seed: int, epoch: int, sample: str, index: int) -> Picture:
-    """Return a decoded image for the page, with the crop that training draws for it.
+def picture(data: bytes, image_size: int, seed: int, epoch: int, sample: str, index: int) -> Picture:
+    """Return an image for the page, with the crop that training draws for it.
 
     Args:
-        image: An RGB image.
+        data: The encoded bytes.
         image_size: Side of what the model gets, in pixels.
         seed: Seed of the run.
         epoch: Epoch of the crop.
         sample: Id of the document.
         index: Place of the image among the document's.
+
+    Raises:
+        DataError: If the bytes cannot be decoded.
     """
-    crop = train_transform(image, image_size, sample_rng(seed, epoch, sample, f"augment {index}"))
-    seen = Image.fromarray(np.ascontiguousarray(crop.permute(1, 2, 0).numpy()))
+    image = decode_image(data, f"image {index}")
+    seen = Image.fromarray(model_view(data, image_size, seed, epoch, sample, index))
     return Picture(
         data_uri(image, THUMBNAIL), data_uri(seen, (_MODEL_VIEW, _MODEL_VIEW)), image.width, image.height
     )
+
+
+def model_view(data: bytes, image_size: int, seed: int, epoch: int, sample: str, index: int) -> np.ndarray:
+    """Return the pixels that training gives the model in this epoch, uint8 [image_size, image_size, 3]."""
+    rng = sample_rng(seed, epoch, sample, f"augment {index}")
+    crop = decode_train_crop(data, f"image {index}", image_size, rng)
+    return np.ascontiguousarray(crop.permute(1, 2, 0).numpy())
 
 
 def data_uri(image: Image.Image, box: tuple[int, int]) -> str:

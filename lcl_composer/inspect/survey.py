@@ -9,7 +9,6 @@ from rich.progress import track
 
 from lcl_composer.data.convert.report import ConversionReport
 from lcl_composer.data.convert.result import REPORT_FILE
-from lcl_composer.data.image import decode_image
 from lcl_composer.errors import DataError
 from lcl_composer.inspect.health import Health
 from lcl_composer.inspect.pictures import Picture, picture
@@ -106,11 +105,11 @@ def _pictures(view: DocumentView, viewer: Viewer, image_size: int) -> list[Pictu
     pictures: list[Picture | str] = []
     for index, encoded in enumerate(view.document.images):
         try:
-            image = decode_image(encoded.data, f"image {index}")
+            pictures.append(
+                picture(encoded.data, image_size, viewer.seed, viewer.epoch, view.document.id, index)
+            )
         except DataError as error:
             pictures.append(str(error))
-        else:
-            pictures.append(picture(image, image_size, viewer.seed, viewer.epoch, view.document.id, index))
     return pictures
 
 
