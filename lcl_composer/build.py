@@ -75,8 +75,8 @@ def layout_rules(config: RunConfig, tokens_per_image: int) -> LayoutRules:
     )
 
 
-def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer with weight decay on matrices only.
+def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices, and what is not decayed.
 
     A parameter with fewer than two axes longer than 1 (biases, norms, class token, query, logit scale) is
     not decayed, as in OpenCLIP's training.
@@ -86,8 +86,12 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Op
         if parameter.requires_grad:
             is_matrix = sum(length > 1 for length in parameter.shape) >= 2
             (matrices if is_matrix else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return registry.optimizers.build(config.optimizer.spec(), params=groups)
+    return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+
+
+def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer with weight decay on matrices only, see :func:`parameter_groups`."""
+    return registry.optimizers.build(config.optimizer.spec(), params=parameter_groups(model))
 
 
 def build_data(config: RunConfig, stream: StreamConfig, tokenizer: Tokenizer, rules: LayoutRules) -> DataSpec:

@@ -57,15 +57,16 @@ def _compiled_flex_attention() -> Any:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Attention within documents: [1, H, T, d] -> [1, H, T, d]."""
+    """Attention within documents: [1, H, T, d] -> [1, T, H, d]."""
     if packing.block_mask is not None:
         attend: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
-        return attend(query, key, value, block_mask=packing.block_mask, scale=scale)
+        output = attend(query, key, value, block_mask=packing.block_mask, scale=scale)
+        return output.transpose(1, 2).contiguous()
     # CPU has no variable-length kernel: SDPA a document at a time is the fastest there.
     lengths = packing.lengths
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in parts]
-    return torch.cat(outputs, dim=2)
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
 
 
 def packed_causal_attention(
@@ -118,7 +119,7 @@ def packed_causal_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(query, key, value, packing, scale).transpose(1, 2).contiguous(), None
+    return _attend(query, key, value, packing, scale), None
 
 
 AttentionInterface.register(PACKED_CAUSAL, packed_causal_attention)

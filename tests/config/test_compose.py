@@ -67,6 +67,7 @@ def test_authors_recipe() -> None:
         "betas": [0.9, 0.98],
         "eps": 1e-6,
         "weight_decay": 0.2,
+        "fused": True,
     }
     assert run.data.max_tokens == run.model.language_model.spec()["max_position_embeddings"] == 2048
     assert (run.loss.contrastive_weight, run.loss.generation_weight) == (0.1, 1.0)
