@@ -10,8 +10,9 @@ from PIL import Image
 
 from lcl_composer.inspect.pictures import data_uri, difference_hash, miniature
 
-#: Mean difference of two miniatures, in levels of 255, up to which they count as one picture.
-_NEAR = 4.0
+#: Differences of two miniatures, in levels of 255, up to which they count as one picture: on average, and of
+#: any one value, so that a small thing elsewhere on an even ground is another picture.
+_NEAR, _NEAR_ANYWHERE = 4.0, 48
 
 #: Images a look-up compares with, for each quarter of the hash.
 _MOST_RIVALS = 100
@@ -75,7 +76,8 @@ class Duplicates:
         ]
         for rivals in quarters:
             for group in rivals[-_MOST_RIVALS:]:
-                if np.abs(small - group.miniature).mean() <= _NEAR:
+                difference = np.abs(small - group.miniature)
+                if difference.max() <= _NEAR_ANYWHERE and difference.mean() <= _NEAR:
                     return group
         group = Group(small.astype(np.uint8))
         self._all.append(group)

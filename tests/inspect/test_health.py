@@ -67,4 +67,8 @@ def test_different_pictures_are_not():
     for colour in ("red", "green", "blue", "grey", "black", "orange"):  # alike but for their colour
         data = encoded(colour)
         found.add(colour, data, PILImage.open(BytesIO(data)).convert("RGB"))
+    for place in (20, 60, 100):  # a small thing on an even ground
+        image = PILImage.new("RGB", (200, 200), "white")
+        image.paste("teal", (place, 90, place + 16, 106))
+        found.add(f"at {place}", f"at {place}".encode(), image)
     assert found.groups() == []
