@@ -15,7 +15,7 @@ def probe_classes() -> list[str]:
 
 
 def write_probe_images(
-    folder: str, *, image_size: int = 48, seed: int = 0, train_per_class: int = 20, val_per_class: int = 10
+    folder: str, *, image_size: int = 48, seed: int = 0, train_per_class: int = 60, val_per_class: int = 20
 ) -> None:
     """Write an ImageFolder tree ``train/<class>/*.png`` and ``val/<class>/*.png``, unless it is there.
 
