@@ -40,9 +40,8 @@ lint: $(READY)
 
 check: lint test ## ruff, pyright and the tests
 
-real: $(REAL)/pages/train/index.json $(REAL)/stamps/train/index.json ## train on real pages, test on pictures held out (Debian or Ubuntu)
-	@$(RUN) composer train.py yamls/pretrain/pages_tiny.yaml \
-		data.train.local=$(REAL)/pages/train data.eval.local=$(REAL)/stamps/held_out
+real: $(REAL)/pages/train/index.json $(REAL)/stamps/train/index.json ## train on real pages and pairs, test on pairs held out (Debian or Ubuntu)
+	@$(RUN) composer train.py yamls/pretrain/real_tiny.yaml
 
 $(REAL)/packages/.fetched: scripts/fetch_real.sh
 	@scripts/fetch_real.sh $(@D) && touch $@

@@ -77,10 +77,10 @@ class _Piece:
         random: _Random,
         grad_images_PE: Tensor,
         grad_contexts_PE: Tensor,
-        grad_scale: Tensor,
+        grad_scalars: list[Tensor],
         value: Tensor,
     ):
-        self.model, self.random, self.grad_scale, self.value = model, random, grad_scale, value
+        self.model, self.random, self.grad_scalars, self.value = model, random, grad_scalars, value
         self.grad_images_PE, self.grad_contexts_PE = grad_images_PE, grad_contexts_PE
 
     def share(self, images_PE: Tensor, contexts_PE: Tensor, total: Tensor) -> Tensor:
@@ -88,7 +88,8 @@ class _Piece:
         inner = (images_PE.float() * self.grad_images_PE).sum() + (
             contexts_PE.float() * self.grad_contexts_PE
         ).sum()
-        inner = inner + self.model.logit_scale * self.grad_scale
+        for scalar, grad in zip(self.model.contrastive_scalars(), self.grad_scalars, strict=True):
+            inner = inner + scalar * grad
         return inner - inner.detach() + self.value
 
 
@@ -111,13 +112,13 @@ def _cache(state: State, model: LCLModel, microbatches: list[PackedBatch]) -> li
     total = model.global_totals(state.device.batch_to_device(microbatches[0]))[2]
     with torch.enable_grad(), get_precision_context(state.precision, state.precision_config):
         loss = model.contrastive(images_PE, contexts_PE, total)
-    leaves = [images_PE, contexts_PE, model.logit_scale]
+    leaves = [images_PE, contexts_PE, *model.contrastive_scalars()]
     found = torch.autograd.grad(loss, leaves, allow_unused=True)  # a stopped side has no gradient
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
     counts, parts = [len(x) for x in images], len(microbatches)
     split = zip(randoms, grads[0].split(counts), grads[1].split(counts), strict=True)
     return [
-        _Piece(model, random, gi_PE, gc_PE, grads[2] / parts, loss.detach() / parts)
+        _Piece(model, random, gi_PE, gc_PE, [grad / parts for grad in grads[2:]], loss.detach() / parts)
         for random, gi_PE, gc_PE in split
     ]
 

@@ -71,6 +71,10 @@ class LossConfig(Section):
     """Inverse temperature at the start; it is learned."""
     logit_scale_max: Annotated[float, Field(gt=0)] = 100.0
     """The inverse temperature is clamped here."""
+    contrastive: Literal["info_nce", "sigmoid"] = "info_nce"
+    """L_con: symmetric InfoNCE (the paper's) or SigLIP's pairwise sigmoid loss."""
+    backend: Literal["torch", "triton"] | None = None
+    """Implementation of the fused losses; null: triton on CUDA, torch elsewhere."""
 
 
 class SourceConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from composer.models import ComposerModel
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.losses import contrastive_loss, generation_loss
+from lcl_composer.losses import contrastive_loss, generation_loss, sigmoid_contrastive_loss
 from lcl_composer.models.encoder import Encoder
 from lcl_composer.models.flops import encoder_flops, training_flops
 from lcl_composer.models.language_model import TransformersLM
@@ -34,6 +34,7 @@ class LCLModel(LCLNetwork, ComposerModel):
         generation_weight: Weight of L_gen; at 0 it is not computed.
         logit_scale_init: Scale (1 / temperature) at the start.
         logit_scale_max: The learnable scale is clamped to at most this.
+        contrastive: ``info_nce`` (the paper's), or ``sigmoid`` (SigLIP's, with a learnable bias from -10).
         backend: ``torch`` or ``triton`` for the fused losses; None chooses by device.
     """
 
@@ -47,10 +48,12 @@ class LCLModel(LCLNetwork, ComposerModel):
         generation_weight: float = 1.0,
         logit_scale_init: float = 1 / 0.07,
         logit_scale_max: float = 100.0,
+        contrastive: Literal["info_nce", "sigmoid"] = "info_nce",
         backend: str | None = None,
     ):
         super().__init__(encoder, pooler, language_model, vocab_size)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale_init)))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if contrastive == "sigmoid" else None
         self.contrastive_weight, self.generation_weight = contrastive_weight, generation_weight
         self.logit_scale_max, self.backend = logit_scale_max, backend
         # What algorithms set: a lower bound on the scale, sides of L_con that get no gradient, and what
@@ -80,7 +83,14 @@ class LCLModel(LCLNetwork, ComposerModel):
         """
         images_PE = images_PE.detach() if self.stop_gradient_images else images_PE
         contexts_PE = contexts_PE.detach() if self.stop_gradient_contexts else contexts_PE
-        return contrastive_loss(images_PE, contexts_PE, self.scale(), total=total, backend=self.backend)
+        scale, options = self.scale(), {"total": total, "backend": self.backend}
+        if self.logit_bias is not None:
+            return sigmoid_contrastive_loss(images_PE, contexts_PE, scale, self.logit_bias, **options)
+        return contrastive_loss(images_PE, contexts_PE, scale, **options)
+
+    def contrastive_scalars(self) -> list[nn.Parameter]:
+        """The learnable scalars of L_con: the scale's logarithm and, of the sigmoid loss, the bias."""
+        return [self.logit_scale] if self.logit_bias is None else [self.logit_scale, self.logit_bias]
 
     def global_totals(self, batch: PackedBatch) -> Tensor:
         """``[documents, targets, anchored images]`` of the batch over all ranks, int64 [3]."""
@@ -132,7 +142,8 @@ class LCLModel(LCLNetwork, ComposerModel):
         if self.stop_gradient_contexts:
             unused.append(outputs["context_features"].sum())
         if "contrastive" not in losses:
-            unused += [outputs["image_features"].sum(), outputs["context_features"].sum(), self.logit_scale]
+            unused += [outputs["image_features"].sum(), outputs["context_features"].sum()]
+            unused += self.contrastive_scalars()
         if "generation" not in losses:
             unused += [outputs["hidden"].sum(), self.generation_head.weight[0, 0]]
         return total + sum(0.0 * part for part in unused)
