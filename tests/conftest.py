@@ -1,0 +1,42 @@
+"""What every test runs under."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from streaming.base.shared.memory import SharedMemory
+
+_made: list[SharedMemory] = []
+
+
+class _Tracked:
+    """``SharedMemory.__init__`` that also takes down what it makes."""
+
+    def __init__(self, init: Any):
+        self.init = init
+
+    def __get__(self, instance: SharedMemory, owner: type) -> Any:
+        _made.append(instance)
+        return self.init.__get__(instance, owner)
+
+
+@pytest.fixture(autouse=True)
+def _let_go_of_shared_memory() -> Iterator[None]:
+    """Close what a test's streams hold open.
+
+    Streaming keeps each piece of shared memory, and two open files with it, until the process ends: it
+    registers their clean-up at exit. A session of a thousand streams would run out of files.
+    """
+    yield
+    if _made:
+        for memory in _made:
+            atexit.unregister(memory.cleanup)
+        _made.clear()
+        gc.collect()
+
+
+SharedMemory.__init__ = _Tracked(SharedMemory.__init__)  # pyright: ignore[reportAttributeAccessIssue]
