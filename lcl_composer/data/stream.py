@@ -252,7 +252,7 @@ class DocumentStream(StreamingDataset):
     def on_exception(self, future: Future) -> None:
         """Keep what a download thread raised for the thread that yields samples."""
         if error := future.exception():
-            self._failure = error
+            self._failure = self._failure or error  # the first says why; others follow from it
             self._event.set()
 
     def _raise_failure(self) -> None:
