@@ -149,3 +149,24 @@ def test_training_has_no_metrics_and_nothing_seen_is_nan():
     assert tiny_model().get_metrics(is_train=True) == {}
     with pytest.warns(UserWarning, match="before the ``update`` method"):
         assert math.isnan(HeldOutLoss("generation").compute())
+
+
+def test_sigmoid_loss_and_its_bias():
+    """SigLIP, equation 1: pairs are pulled, all other combinations pushed, over the number of images."""
+    model, rows = tiny_model(contrastive="sigmoid", generation_weight=0.0), random_batch(8)
+    outputs = model(rows)
+    images, contexts = (F.normalize(outputs[k], dim=-1) for k in ("image_features", "context_features"))
+    assert model.logit_bias is not None
+    logits = model.logit_scale.exp() * images @ contexts.T + model.logit_bias
+    signs = 2 * torch.eye(len(logits)) - 1
+    expected = -F.logsigmoid(signs * logits).sum() / len(logits)
+    loss = model.loss(outputs, rows)["contrastive"]
+    torch.testing.assert_close(loss, expected)
+    (found,) = torch.autograd.grad(loss, [model.logit_bias], retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, [model.logit_bias])[0])
+
+
+def test_sigmoid_without_contrastive_weight_leaves_every_gradient_defined():
+    model, rows = tiny_model(contrastive="sigmoid", contrastive_weight=0.0), random_batch(4)
+    model.loss(model(rows), rows)["total"].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
