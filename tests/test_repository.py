@@ -67,7 +67,9 @@ def test_functions_are_short() -> None:
 
 
 def test_torch_loads_weights_only() -> None:
-    assert [problem for path in SOURCES for problem in unsafe_loads(path)] == []
+    # test_checkpoint.py asks for unsafe loads to show that they are refused.
+    sources = [path for path in SOURCES if path.name != "test_checkpoint.py"]
+    assert [problem for path in sources for problem in unsafe_loads(path)] == []
 
 
 def test_ruff_finds_nothing() -> None:

@@ -152,16 +152,12 @@ def build_loader(
     Raises:
         DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
     """
-    download: dict[str, Any] = {
-        "download_retry": download_retry,
-        "download_timeout": download_timeout,
-        "validate_hash": validate_hash,
-    }
+    limits: dict[str, Any] = {"download_retry": download_retry, "download_timeout": download_timeout}
     places = {"": {"local": local, "remote": remote, "split": split}} if streams is None else streams
+    named = _sources("data.train" if train else "data.eval", places)
+    sources = [DocumentSource(source, validate_hash=validate_hash, **limits) for source in named]
     stream = DocumentStream(
-        sources=[
-            DocumentSource(s, **download) for s in _sources("data.train" if train else "data.eval", places)
-        ],
+        sources=sources,
         train=train,
         epoch_size=epoch_size,
         batching_method=batching_method,
@@ -176,16 +172,9 @@ def build_loader(
         image_size=image_size,
         seed=seed,
     )
-    return _data_spec(
-        DocumentLoader(
-            stream,
-            max_bad_fraction=max_bad_fraction,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            seed=seed,
-            drop_last=train,
-        )
-    )
+    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "seed": seed}
+    loader = DocumentLoader(stream, max_bad_fraction=max_bad_fraction, drop_last=train, **options)
+    return _data_spec(loader)
 
 
 def _sources(key: str, places: Mapping[str, Mapping[str, Any]]) -> list[Source]:
