@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from streaming import StreamingDataset
-from streaming.base.dataset import _ShardState
 from streaming.base.world import World
 from torch import Tensor
 
@@ -32,7 +29,8 @@ from lcl_composer.data.sampling import (
 from lcl_composer.data.shared_memory import first_come
 from lcl_composer.data.sources import DocumentSource, Source
 from lcl_composer.data.tokenizer import Tokenizer
-from lcl_composer.errors import DataError, LCLError, one_line
+from lcl_composer.data.watched import WatchedDataset
+from lcl_composer.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ log = logging.getLogger(__name__)
 _SHUFFLE_BLOCK = 1 << 18
 
 
-class DocumentStream(StreamingDataset):
+class DocumentStream(WatchedDataset):
     """Documents as samples. Random draws depend on (seed, epoch, id, how-manieth time in the epoch) alone.
 
     In training an epoch is a whole number of global batches; what is left over is dropped on every rank
@@ -86,7 +84,6 @@ class DocumentStream(StreamingDataset):
         seed: int,
     ) -> None:
         self._key = "data.train" if train else "data.eval"
-        self._failure: BaseException | None = None
         with first_come() if World.detect().is_local_leader else nullcontext():
             super().__init__(
                 streams=sources,
@@ -179,7 +176,7 @@ class DocumentStream(StreamingDataset):
 
     def get_item(self, sample_id: int, retry: int = 7) -> Sample:
         """Return the sample of a document by its place in the shards; a bad one is empty and says why."""
-        self._raise_failure()
+        self.raise_failure()
         sample = self._try_item(sample_id, retry)
         if sample["problem"] and self._mend_shard(sample_id):
             sample = self._try_item(sample_id, retry)
@@ -240,35 +237,6 @@ class DocumentStream(StreamingDataset):
         self.evict_shard(shard_id)
         self.prepare_shard(shard_id)
         return True
-
-    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Fetch a shard; if that fails, leave it to others to try, who would otherwise wait for ever."""
-        try:
-            super().prepare_shard(shard_id, blocking)
-        except BaseException:
-            self._shard_states[shard_id] = _ShardState.REMOTE
-            raise
-
-    def on_exception(self, future: Future) -> None:
-        """Keep what a download thread raised for the thread that yields samples."""
-        if error := future.exception():
-            self._failure = self._failure or error  # the first says why; others follow from it
-            self._event.set()
-
-    def _raise_failure(self) -> None:
-        if isinstance(self._failure, LCLError):
-            raise self._failure
-        if self._failure is not None:
-            raise DataError(f"{self._key}: {one_line(self._failure)}") from self._failure
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield this worker's samples of an epoch.
-
-        Raises:
-            DataError: If a shard cannot be had; Streaming would end the epoch early, without a word.
-        """
-        yield from super().__iter__()
-        self._raise_failure()
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
         """Return this worker's samples; called in the worker at the start of each epoch.
