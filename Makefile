@@ -40,7 +40,7 @@ lint: $(READY)
 
 check: lint test ## ruff, pyright and the tests
 
-real: $(REAL)/pages/train/index.json $(REAL)/stamps/train/index.json ## train on real pages and pairs, test on pairs held out (Debian or Ubuntu)
+real: $(REAL)/pages/train/index.json $(REAL)/classes ## train on real pages and pairs, test on pairs held out (Debian or Ubuntu)
 	@$(RUN) composer train.py yamls/pretrain/real_tiny.yaml
 
 $(REAL)/packages/.fetched: scripts/fetch_real.sh
@@ -51,6 +51,9 @@ $(REAL)/pages/train/index.json: | $(READY) $(REAL)/packages/.fetched
 
 $(REAL)/stamps/train/index.json: | $(READY) $(REAL)/packages/.fetched
 	@$(RUN) lcl convert captions $(REAL)/packages/usr/share/tuxpaint/stamps $(REAL)/stamps --held-out 0.25
+
+$(REAL)/classes: | $(REAL)/stamps/train/index.json
+	@$(RUN) python scripts/class_folders.py $(REAL)/stamps $@
 
 lock: $(READY) ## pin anew what pyproject.toml asks for, keeping the versions that still fit (needs uv)
 	@$(RUN) uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
