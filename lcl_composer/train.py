@@ -57,7 +57,7 @@ def opening_line(config: RunConfig, trainer: Trainer, ranks: int) -> str:
     """What trains, on what, against how many negatives, and which kernels compute the losses."""
     device = next(trainer.state.model.parameters()).device
     parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
-    contrasted = effective_negatives(config, ranks) if config.loss.contrastive_weight else "none"
+    contrasted = effective_negatives(config, ranks) or "none"
     return (
         f"{config.run_name}: {parameters / 1e6:,.1f}M parameters on {ranks} x {device.type}, "
         f"{config.global_train_batch_size} documents a batch, {contrasted} contrasted at once, "

@@ -91,7 +91,7 @@ def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     table.add_row("images, at most", f"{documents * images:,} ({images} a document)")
     negatives = effective_negatives(run, ranks)
     how = f"microbatch {micro} x {ranks} ranks" if negatives < documents else "the whole batch"
-    if run.loss.contrastive_weight:
+    if negatives:
         table.add_row("effective negatives", f"the images of {negatives:,} documents ({how})")
     else:
         table.add_row("effective negatives", "none (loss.contrastive_weight is 0)")

@@ -13,7 +13,7 @@ from lcl_composer.registry import Registry, encoders, language_models
 
 def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     """Yield the key and the message of every relation that does not hold."""
-    contrast = run.loss.contrastive_weight > 0 or "contrastive_weight" in run.algorithms
+    contrast = _contrasts(run)
     if run.device_train_microbatch_size == "auto" and contrast and "grad_cache" not in run.algorithms:
         yield (
             ("device_train_microbatch_size",),
@@ -65,12 +65,18 @@ def check_batch_divides(config: RunConfig, world_size: int) -> None:
 
 
 def effective_negatives(config: RunConfig, world_size: int) -> int:
-    """Return the documents whose images L_con sets against one another.
+    """Return the documents whose images L_con sets against one another; 0 if it is never computed.
 
     The microbatches of all ranks, or their whole batches with GradCache.
     """
+    if not _contrasts(config):
+        return 0
     micro = config.device_train_microbatch_size
     per_rank = config.global_train_batch_size // world_size
     if isinstance(micro, int) and "grad_cache" not in config.algorithms:
         per_rank = min(micro, per_rank)
     return world_size * per_rank
+
+
+def _contrasts(config: RunConfig) -> bool:
+    return config.loss.contrastive_weight > 0 or "contrastive_weight" in config.algorithms

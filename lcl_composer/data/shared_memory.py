@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
@@ -79,8 +79,9 @@ def _owned(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, str]]:
     found = []
     for entry in os.scandir(folder):
         match = pattern.fullmatch(entry.name)
-        if match and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-            found.append((Path(entry.path), match[1]))
+        with suppress(FileNotFoundError):  # its job has just ended
+            if match and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                found.append((Path(entry.path), match[1]))
     return found
 
 

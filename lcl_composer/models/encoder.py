@@ -59,6 +59,7 @@ class Encoder(nn.Module):
         What the tokens do not depend on, such as CLIP's norm of the class token, is frozen: a parameter that
         never gets a gradient stops DDP.
         """
+        twin.eval()  # in training BatchNorm refuses the one value that a small image leaves a channel
         with torch.device("meta"), torch.enable_grad():
             tokens = self.tokens_of(twin, torch.empty(1, 3, self.image_size, self.image_size))
             gradients = torch.autograd.grad(tokens.sum(), list(twin.parameters()), allow_unused=True)

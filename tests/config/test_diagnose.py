@@ -161,6 +161,13 @@ def test_effective_negatives() -> None:
     assert effective_negatives(sized(64, 40), 4) == 64
 
 
+def test_negatives_come_with_a_weight_or_with_a_schedule_of_it() -> None:
+    without = ["global_train_batch_size=8", "loss.contrastive_weight=0"]
+    assert effective_negatives(compose(BASE, without).run, 2) == 0
+    warm_up = "algorithms.contrastive_weight={start: 0, end: 0.1, until: 2ba}"
+    assert effective_negatives(compose(BASE, [*without, warm_up]).run, 2) == 8
+
+
 def test_the_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         sized(64).seed = 3  # type: ignore[misc]

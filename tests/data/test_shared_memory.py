@@ -73,6 +73,15 @@ def test_other_files_and_held_locks_stay(number: str, tmp_path: Path):
     assert other.exists()
 
 
+def test_a_segment_that_goes_meanwhile_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another job ends between the listing of the folder and the look at its owner."""
+    (tmp_path / "000001_barrier").touch()
+    entries = list(os.scandir(tmp_path))
+    (tmp_path / "000001_barrier").unlink()
+    monkeypatch.setattr(os, "scandir", lambda folder: entries)
+    assert clean_shared_memory(tmp_path, tmp_path) == []
+
+
 def test_nothing_is_touched_where_processes_cannot_be_seen(number: str, tmp_path: Path):
     leak(f"{number}_locals")
     assert not clean_shared_memory(temporary=tmp_path, proc=tmp_path)

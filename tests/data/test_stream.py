@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from streaming import MDSWriter, StreamingDataset
+from streaming import CSVWriter, MDSWriter, StreamingDataset
 from streaming.base.partition import get_partitions
 from streaming.base.world import World
 
@@ -276,6 +276,13 @@ def test_damaged_index(tmp_path: Path, text: str, message: str):
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(DataError, match=message):
         loader(tmp_path)
+
+
+def test_an_index_of_another_format_is_refused(tmp_path: Path):
+    with CSVWriter(out=str(tmp_path / "table"), columns={"id": "str"}) as writer:
+        writer.write({"id": "a"})
+    with pytest.raises(DataError, match="not an index of MDS, version 2"):
+        loader(tmp_path / "table")
 
 
 def test_remote_is_fetched_into_local(make_dataset: MakeDataset, tmp_path: Path):

@@ -40,6 +40,7 @@ def check(encoder: Encoder, size: int, tokens: int, width: int) -> None:
         ("vit_base_patch32_clip_224", 32, VIT, 16, 24),  # a class token
         ("vit_base_patch14_reg4_dinov2", 32, VIT, 16, 24),  # four registers too
         ("resnet18", 64, {}, 4, 512),  # [I, C, h, w]
+        ("resnet18", 32, {}, 1, 512),  # one token, from which BatchNorm can learn nothing in a batch of one
         ("swin_tiny_patch4_window7_224", 64, SWIN, 4, 192),  # [I, h, w, C]
         ("convnext_atto", 64, {}, 4, 320),  # its norm belongs to the head: frozen
     ],

@@ -36,9 +36,9 @@ class Progress:
         if not self._documents:
             self._started = now  # the workers have started only now
         self._documents = documents
-        if now - self._shown > 0.2:
+        if now - self._shown > 0.2 and now > self._started:
             self._shown = now
-            rate = documents / max(now - self._started, 1e-9)
+            rate = documents / (now - self._started)
             self._bar.set_postfix_str(f"{documents:,} documents, {rate:,.0f} documents/s")
 
     def __enter__(self) -> Progress:
