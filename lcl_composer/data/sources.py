@@ -7,6 +7,7 @@ again, and what cannot be fetched is told in one line within ``download_timeout`
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -190,6 +191,15 @@ class DocumentSource(Stream):
             else "copy or convert it anew"
         )
         raise DataError(f"{self.source.key}: {problem}; {advice}")
+
+    def _decompress_shard_part(
+        self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None
+    ) -> None:
+        """Decompress a shard, one process at a time: jobs that share a folder share its ``.tmp`` too."""
+        with open(zip_filename, "r+b") as file:  # NFS locks only what may be written
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.path.exists(raw_filename):
+                super()._decompress_shard_part(zip_info, zip_filename, raw_filename, compression)
 
     def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
         """Fetch a file into the cache and return its path.

@@ -8,14 +8,17 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from streaming import Stream
 from streaming.base.storage.download import LocalDownloader
 
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.stream import DocumentStream
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset, example
@@ -230,6 +233,25 @@ def test_an_index_without_hashes_is_checked_by_size(tmp_path: Path, caplog: pyte
     (tmp_path / "changed/index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"has \d+ bytes, not \d+"):
         read(loader(tmp_path / "cache2", tmp_path / "changed", download_retry=0))
+
+
+def test_two_jobs_decompress_a_shard_of_their_common_folder_once(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+):
+    streams = [cast(DocumentStream, loader(remote, None).dataset) for _ in range(2)]
+    done, decompress = [], Stream._decompress_shard_part
+
+    def slowly(self: Stream, zip_info: Any, zip_filename: str, raw_filename: str, compression: Any) -> None:
+        time.sleep(0.3)
+        decompress(self, zip_info, zip_filename, raw_filename, compression)
+        done.append(raw_filename)
+
+    monkeypatch.setattr(Stream, "_decompress_shard_part", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(stream.prepare_shard, 0) for stream in streams]:
+            future.result()
+    assert len(done) == 1
+    assert Path(done[0]).is_file()
 
 
 def test_cache_limit_still_evicts(remote: Path, tmp_path: Path):
