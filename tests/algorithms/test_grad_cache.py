@@ -20,9 +20,9 @@ from tests.models.tiny import tiny_model
 TOLERANCE = 1e-6
 
 
-def model_with_dropout(dropout: float) -> LCLModel:
+def model_with_dropout(dropout: float, **options: Any) -> LCLModel:
     """Dropout in the encoder and in the language model, by torch's global generator."""
-    model = tiny_model()
+    model = tiny_model(**options)
     for module in model.encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -31,12 +31,13 @@ def model_with_dropout(dropout: float) -> LCLModel:
     return model
 
 
-def train(dropout: float, micro: int, algorithms: list[Any], count: int = 1) -> tuple[dict[str, Tensor], Any]:
-    """Gradients of the first batch and the trainer."""
+def train(
+    dropout: float, micro: int, algorithms: list[Any], count: int = 1, **options: Any
+) -> tuple[dict[str, Tensor], Any]:
+    """Gradients of the first batch and the trainer; ``options`` are those of LCLModel."""
     record = Record()
-    trainer = make_trainer(
-        algorithms, [record], model=model_with_dropout(dropout), micro=micro, duration=f"{count}ba"
-    )
+    model = model_with_dropout(dropout, **options)
+    trainer = make_trainer(algorithms, [record], model=model, micro=micro, duration=f"{count}ba")
     trainer.fit()
     return record.gradients[-1], trainer
 
@@ -61,6 +62,17 @@ def test_gradients_and_losses_are_those_of_the_undivided_batch(micro: int) -> No
     for name in ("contrastive", "generation", "total"):
         metric = f"loss/train/{name}"
         assert logged(trainer, metric) == pytest.approx(logged(reference, metric), rel=1e-6)
+
+
+def test_the_sigmoid_loss_is_that_of_the_undivided_batch_too() -> None:
+    whole, reference = train(0.0, 8, [], contrastive="sigmoid")
+    cached, trainer = train(0.0, 3, [GradCache()], contrastive="sigmoid")
+    split, _ = train(0.0, 3, [], contrastive="sigmoid")
+    assert error(cached, whole) < TOLERANCE
+    assert error(split, whole) > 1e-3  # a bias of -10 leaves the negatives little
+    assert float(cached["logit_bias"].abs()) > 0
+    metric = "loss/train/contrastive"
+    assert logged(trainer, metric) == pytest.approx(logged(reference, metric), rel=1e-6)
 
 
 def with_retained_graphs(dropout: float, micro: int) -> dict[str, Tensor]:
