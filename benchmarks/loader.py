@@ -1,6 +1,6 @@
 """How many images and documents a core brings from shards to packed batches, against the authors' way.
 
-    python benchmarks/loader.py [--rounds 3] [--documents 10000000]
+    python benchmarks/loader.py [--rounds 3] [--documents 10000000]   # needs webdataset, of the extra bench
 
 JPEGs of 512 px (longest side) become 224 px, once as pairs and once as documents with as many images and
 words as those of gimp-help-en. Ours and the rivals' (``benchmarks/rivals.py``) take turns in one process;
