@@ -18,7 +18,8 @@ Shape = Literal["linear", "cosine"]
 class Schedule:
     """From ``start`` to ``end`` between two points in time; constant before and after.
 
-    It is a function of the timestamp alone, so that a resumed run follows it without any state.
+    It is a function of the timestamp alone, so that a resumed run follows it without any state. In epochs,
+    and in shares of a training of epochs, it moves with every batch.
 
     Args:
         start: Value up to ``begin``.
@@ -45,7 +46,8 @@ class Schedule:
         """The value for the batch that is about to be trained.
 
         Raises:
-            ValueError: If the times are shares of the training (``dur``) and its length is not known.
+            ValueError: If the times are shares of the training (``dur``) whose length is not known, or epochs
+                whose number of batches is not known.
         """
         now, begin, until = self._now(state), self._begin.value, self._until.value
         if now >= until:
@@ -62,12 +64,27 @@ class Schedule:
         return self._now(state) >= self._until.value
 
     def _now(self, state: State) -> float:
-        if self._until.unit != TimeUnit.DURATION:
-            return float(state.timestamp.get(self._until.unit).value)
-        elapsed = state.get_elapsed_duration()
-        if elapsed is None:
+        """The time in the unit of the schedule; epochs count by their batches, not only when they end."""
+        unit = self._until.unit
+        if unit == TimeUnit.EPOCH:
+            return _epochs(state)
+        if unit != TimeUnit.DURATION:
+            return float(state.timestamp.get(unit).value)
+        if state.max_duration is None:
             raise ValueError("a schedule in 'dur' needs max_duration")
+        if state.max_duration.unit == TimeUnit.EPOCH:
+            return _epochs(state) / state.max_duration.value
+        elapsed = state.get_elapsed_duration()
+        assert elapsed is not None, "max_duration is known"
         return float(elapsed.value)
+
+
+def _epochs(state: State) -> float:
+    """Epochs trained, with the share of the running one."""
+    if state.dataloader_len is None:
+        raise ValueError("a schedule in epochs needs a data loader of known length; give its times in 'ba'")
+    done = int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
+    return int(state.timestamp.epoch) + done
 
 
 class Scheduled(Algorithm, ABC):

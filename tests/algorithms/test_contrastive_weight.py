@@ -19,6 +19,12 @@ def test_the_total_follows_the_weight() -> None:
     assert total == pytest.approx(parts, rel=1e-5)
 
 
+def test_a_run_of_epochs_moves_it_with_every_batch() -> None:
+    trainer = make_trainer([ContrastiveWeight(0, 2)], duration="2ep", batch_count=2)
+    trainer.fit()
+    assert logged(trainer, "loss/contrastive_weight") == [0, 0.5, 1, 1.5]
+
+
 def test_the_config_weight_does_not_matter() -> None:
     trainer = make_trainer([ContrastiveWeight(0.5, 0.5)], model=tiny_model(contrastive_weight=0.0))
     trainer.fit()

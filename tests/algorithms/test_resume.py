@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from composer import Algorithm
+from composer import Algorithm, Trainer
 
 from lcl_composer.algorithms.contrastive_temperature import ContrastiveTemperature
 from lcl_composer.algorithms.contrastive_weight import ContrastiveWeight
@@ -48,3 +48,18 @@ def test_resume(name: str, tmp_path: Path) -> None:
     assert_same(weights(resumed), weights(whole))
     for metric in ("loss/train/total", "loss/temperature", "loss/contrastive_weight"):
         assert logged(resumed, metric) == logged(whole, metric)[-2:], metric
+
+
+def test_resume_within_an_epoch_of_a_run_of_epochs(tmp_path: Path) -> None:
+    def trainer(load: str | None = None) -> Trainer:
+        algorithms = [ContrastiveTemperature("cosine", start=0.1, end=0.05)]
+        return make_trainer(algorithms, duration="2ep", batch_count=4, folder=tmp_path, load=load)
+
+    whole = trainer()
+    whole.fit()
+    values = logged(whole, "loss/temperature")
+    assert len(set(values)) == len(values) == 8, "it moves with every batch"
+    resumed = trainer(str(tmp_path / "ba6.pt"))
+    resumed.fit()
+    assert logged(resumed, "loss/temperature") == values[-2:]
+    assert_same(weights(resumed), weights(whole))

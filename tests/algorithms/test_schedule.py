@@ -10,10 +10,16 @@ from composer.core import Time, Timestamp
 from lcl_composer.algorithms.schedule import Schedule
 
 
-def at(batch: int, epoch: int = 0, max_duration: str | None = "100ba") -> Any:
-    elapsed = Time(batch / 100, "dur") if max_duration else None
+def at(
+    batch: int, epoch: int = 0, max_duration: str | None = "100ba", epoch_length: int | None = None
+) -> Any:
+    """A state before ``batch``; with ``epoch_length``, which is the batch of the epoch."""
+    timestamp = Timestamp(batch=epoch * (epoch_length or 0) + batch, batch_in_epoch=batch, epoch=epoch)
     return SimpleNamespace(
-        timestamp=Timestamp(batch=batch, epoch=epoch), get_elapsed_duration=lambda: elapsed
+        timestamp=timestamp,
+        max_duration=max_duration and Time.from_timestring(max_duration),
+        dataloader_len=epoch_length and Time(epoch_length, "ba"),
+        get_elapsed_duration=lambda: Time(batch / 100, "dur"),
     )
 
 
@@ -31,8 +37,21 @@ def test_cosine_is_flat_at_its_ends_and_meets_the_line_in_the_middle() -> None:
 
 def test_a_step_switches_at_its_time() -> None:
     schedule = Schedule(1, 0, "linear", "3ep", "3ep")
-    assert [schedule.value(at(0, epoch)) for epoch in (2, 3, 4)] == [1, 0, 0]
-    assert [schedule.over(at(0, epoch)) for epoch in (2, 3)] == [False, True]
+    assert [schedule.value(at(0, epoch, epoch_length=5)) for epoch in (2, 3, 4)] == [1, 0, 0]
+    assert [schedule.over(at(0, epoch, epoch_length=5)) for epoch in (2, 3)] == [False, True]
+
+
+@pytest.mark.parametrize(("until", "per_epoch"), [("1dur", 0.5), ("2ep", 0.5), ("0.5dur", 1.0)])
+def test_it_moves_within_epochs(until: str, per_epoch: float) -> None:
+    schedule = Schedule(0, 1, "linear", "0ba", until)
+    for epoch, batch in [(0, 0), (0, 2), (0, 3), (1, 0), (1, 3), (1, 4)]:
+        state = at(batch, epoch, max_duration="2ep", epoch_length=4)
+        assert schedule.value(state) == pytest.approx(min(1.0, (epoch + batch / 4) * per_epoch))
+
+
+def test_epochs_need_the_length_of_the_loader() -> None:
+    with pytest.raises(ValueError, match="known length"):
+        Schedule(0, 1, "linear", "0ba", "1ep").value(at(1))
 
 
 def test_zero_begins_in_any_unit_but_others_must_agree() -> None:

@@ -27,7 +27,8 @@ _VARIANTS = {
     ("no_face_", "2"): "fewer_faces",
     ("no_face_", "3"): "core_fewer_faces",
 }
-_BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+#: What zipfile raises at a damaged member; RuntimeError at one that is encrypted or oddly compressed.
+_BROKEN = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
