@@ -39,7 +39,7 @@ def render(runs: Sequence[Run], version: str) -> str:
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
     jinja.lstrip_blocks = True
-    jinja.filters["breakable"] = breakable
+    jinja.filters |= {"breakable": breakable, "tone": tone}
     page = jinja.get_template("report.html.j2").render(
         variants=variants,
         runs=runs,
@@ -82,6 +82,11 @@ def embedded(data: Any) -> Markup:
 def breakable(name: str) -> Markup:
     """A name, escaped, that may be broken over lines behind its punctuation."""
     return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^-_./=]*[-_./=]*", name) if part)
+
+
+def tone(number: int) -> str:
+    """CSS classes of a variant's colour, one of ten that come again with open swatches and dashed lines."""
+    return f"v{number % 10}" + " again" * (number >= 10)
 
 
 def environment_lines(variants: Sequence[Variant]) -> Iterable[Line]:

@@ -199,6 +199,12 @@ def test_curves_are_whole_and_thinned(tmp_path: Path) -> None:
     assert panels["Contrastive loss"]["held_out"] is None
 
 
+def test_more_variants_than_colours_are_told_apart(tmp_path: Path) -> None:
+    page = page_of(*(write_run(tmp_path, f"run{i}", lr=i + 1) for i in range(13)))
+    marks = [node.attributes["class"] for node in page.css("#results thead .swatch")]
+    assert len(set(marks)) == len(marks) == 13
+
+
 def test_environment_differences(tmp_path: Path) -> None:
     folders = [write_run(tmp_path, "a"), write_run(tmp_path, "b", lr=2)]
     facts = json.loads((folders[1] / "environment.json").read_text())

@@ -10,6 +10,8 @@
   const state = { axis: "batches", smooth: 4, log: false, hidden: new Set(), at: null };
   const panels = [];
 
+  // As page.tone: from the eleventh variant on the colours come again, with dashed lines and open swatches.
+  const tone = (number) => "v" + (number % 10) + (number >= 10 ? " again" : "");
   const svg = (parent, name, attributes, text) => {
     const node = document.createElementNS(NS, name);
     for (const key in attributes) node.setAttribute(key, attributes[key]);
@@ -144,7 +146,7 @@
 
   const drawCurves = (root, variants, sx, sy) => {
     for (const { number, train, held } of variants) {
-      const group = svg(root, "g", { class: "v" + (number % 10), "data-variant": number });
+      const group = svg(root, "g", { class: tone(number), "data-variant": number });
       const dash = number >= 10 ? "7 3" : "none";
       const line = (curve, ys, width, opacity, dashes) =>
         svg(group, "path", { class: "curve", d: pathOf(curve.x, ys, sx, sy), "stroke-width": width, opacity, "stroke-dasharray": dashes });
@@ -218,7 +220,7 @@
       if (!train.length && !held.length) continue;
       const row = html(table, "tr");
       const cell = html(row, "td");
-      html(cell, "i", "swatch v" + (number % 10)).style.display = "inline-block";
+      html(cell, "i", "swatch " + tone(number)).style.display = "inline-block";
       cell.append(" " + name);
       if (panel.spec.key) html(row, "td", "", value(train));
       if (panel.spec.held_out) html(row, "td", "", value(held));
@@ -252,7 +254,7 @@
   const seeds = data.runs.length > data.variants.length;
   how.textContent = "Point at a chart to read it; press a name to hide it. Thin: as logged" + (seeds ? ", and single seeds; thick: their mean" : "; thick: running mean") + ". Dotted with points: held out.";
   data.variants.forEach((name, number) => {
-    const button = html(document.getElementById("legend"), "button", "v" + (number % 10));
+    const button = html(document.getElementById("legend"), "button", tone(number));
     html(button, "i", "swatch");
     html(button, "span", "", name);
     button.setAttribute("aria-pressed", "true");
