@@ -45,9 +45,9 @@ class Batch:
 
 def write_experiment(folder: Path, documents: tuple[int, int] = (29, 22)) -> Path:
     """Write two small sets of documents, ``pairs`` and ``pages``, and the YAML of a run that mixes them."""
-    from lcl_composer.data.synthetic import ShapesGenerator
     from lcl_composer.data.tokenizer import train_bpe
     from lcl_composer.data.writer import DocumentWriter
+    from lcl_composer.synthetic.shapes import ShapesGenerator
 
     pairs = ShapesGenerator(documents[0], image_size=24, seed=1, max_images=1, floating=True)
     pages = ShapesGenerator(documents[1], image_size=24, seed=2, min_images=2, max_groups=1)

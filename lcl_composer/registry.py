@@ -219,23 +219,23 @@ loggers: Registry[Any] = Registry(
     },
 )
 generators: Registry[Any] = Registry(
-    "data generator", {"shapes": "lcl_composer.data.synthetic:ShapesGenerator"}
+    "data generator", {"shapes": "lcl_composer.synthetic.shapes:ShapesGenerator"}
 )
 converters: Registry[Any] = Registry(
     "converter",
     {
-        "captions": "lcl_composer.data.convert.captions:Captions",
-        "coco": "lcl_composer.data.convert.karpathy:Coco",
-        "flickr30k": "lcl_composer.data.convert.karpathy:Flickr30k",
-        "html": "lcl_composer.data.convert.html:HTML",
-        "imagefolder": "lcl_composer.data.convert.imagefolder:ImageFolder",
-        "img2dataset": "lcl_composer.data.convert.img2dataset:Img2Dataset",
-        "mmc4": "lcl_composer.data.convert.mmc4:MMC4",
-        "mmc4-pairs": "lcl_composer.data.convert.mmc4:MMC4Pairs",
-        "nocaps": "lcl_composer.data.convert.nocaps:NoCaps",
-        "obelics": "lcl_composer.data.convert.obelics:Obelics",
-        "omnicorpus": "lcl_composer.data.convert.obelics:OmniCorpus",
-        "table": "lcl_composer.data.convert.table:Table",
+        "captions": "lcl_composer.convert.captions:Captions",
+        "coco": "lcl_composer.convert.karpathy:Coco",
+        "flickr30k": "lcl_composer.convert.karpathy:Flickr30k",
+        "html": "lcl_composer.convert.html:HTML",
+        "imagefolder": "lcl_composer.convert.imagefolder:ImageFolder",
+        "img2dataset": "lcl_composer.convert.img2dataset:Img2Dataset",
+        "mmc4": "lcl_composer.convert.mmc4:MMC4",
+        "mmc4-pairs": "lcl_composer.convert.mmc4:MMC4Pairs",
+        "nocaps": "lcl_composer.convert.nocaps:NoCaps",
+        "obelics": "lcl_composer.convert.obelics:Obelics",
+        "omnicorpus": "lcl_composer.convert.obelics:OmniCorpus",
+        "table": "lcl_composer.convert.table:Table",
     },
 )
 evaluators: Registry[Any] = Registry(

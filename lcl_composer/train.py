@@ -10,10 +10,10 @@ from lcl_composer.build import build_trainer
 from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.config import RunConfig, compose
 from lcl_composer.config.checks import effective_negatives
-from lcl_composer.data.prepare import prepare
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.kernels import resolve_backend
 from lcl_composer.nodes import name_signal_files_by_node
+from lcl_composer.prepare import prepare
 
 if TYPE_CHECKING:
     from composer import Trainer

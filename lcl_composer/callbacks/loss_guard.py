@@ -13,7 +13,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from lcl_composer.callbacks.run_record import run_folder
+from lcl_composer.callbacks.run_record import folder_of
 from lcl_composer.errors import LCLError
 
 #: A loss has to rise by this much (nats) to be a spike, however small it was.
@@ -74,7 +74,7 @@ class LossGuard(Callback):
     def _stop(self, state: State, reason: str, losses: dict[str, float], ids: list[str]) -> None:
         """Write what there is to know, and raise."""
         ranks = dist.all_gather_object({"ids": ids, "previous_ids": self._previous})
-        batch, file = int(state.timestamp.batch), run_folder(state) / "bad_batch.json"
+        batch, file = int(state.timestamp.batch), folder_of(state) / "bad_batch.json"
         if dist.get_global_rank() == 0:
             facts = {
                 "batch": batch,

@@ -10,7 +10,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from PIL import Image
 
-from lcl_composer.callbacks.run_record import run_folder
+from lcl_composer.callbacks.run_record import folder_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def show(state: State, logger: Logger, name: str, picture: np.ndarray | Figure) 
     if dist.get_global_rank() != 0:
         return
     pixels = picture if isinstance(picture, np.ndarray) else figure_pixels(picture)
-    folder = run_folder(state) / name
+    folder = folder_of(state) / name
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(folder / f"ba{int(state.timestamp.batch):06d}.png")
     log_picture(logger, name, pixels)

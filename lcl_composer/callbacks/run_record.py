@@ -54,7 +54,7 @@ class RunRecord(Callback):
             file.rename(place / file.name)
 
 
-def run_folder(state: State) -> Path:
+def folder_of(state: State) -> Path:
     """The folder of the run: that of its :class:`RunRecord`, else ``runs/<run name>``."""
     for callback in state.callbacks:
         if isinstance(callback, RunRecord):

@@ -37,7 +37,7 @@ def as_command(source: Any) -> Any:
     Its fields come first, then the options of the engine that all converters share; positional parameters
     become arguments and keyword-only ones options, and the docstrings their help.
     """
-    from lcl_composer.data.convert.engine import convert
+    from lcl_composer.convert.engine import convert
 
     own = list(inspect.signature(source).parameters.values())
     shared = list(inspect.signature(convert).parameters.values())[1:]

@@ -13,7 +13,7 @@ from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import BPETokenizer, CLIPTokenizer
 from lcl_composer.inspect.health import FATES
 from lcl_composer.inspect.histogram import histogram
-from lcl_composer.inspect.page import data_set_name, scope, settings, tiles, write_page
+from lcl_composer.inspect.inspect_page import data_set_name, scope, settings, tiles, write_page
 from lcl_composer.inspect.survey import Shown, Survey, survey
 from lcl_composer.inspect.view import Viewer
 

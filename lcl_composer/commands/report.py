@@ -18,7 +18,7 @@ def write_report(folders: list[Path], out: Path) -> None:
     """
     from importlib.metadata import version
 
-    from lcl_composer.report.page import render
+    from lcl_composer.report.report_page import render
     from lcl_composer.report.run import read_runs
 
     runs = read_runs(folders)

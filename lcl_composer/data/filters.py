@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.sources import Source
+from lcl_composer.data.sources import ShardSet
 
 
-def filter_document(document: Document, source: Source) -> Document | None:
+def filter_document(document: Document, source: ShardSet) -> Document | None:
     """Return what a source takes of a document, or None if it passes it over."""
     words = (
         sum(len(s.text.split()) for s in document.segments if isinstance(s, Text)) if source.min_words else 0

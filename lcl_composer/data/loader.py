@@ -14,7 +14,7 @@ from streaming import StreamingDataLoader
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, collate, num_samples, num_tokens, split_batch
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.sources import DocumentSource, Source
+from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError
@@ -147,7 +147,8 @@ def build_loader(
 
     The arguments are those of :class:`DocumentStream`, :class:`DocumentSource` and :class:`DocumentLoader`;
     ``batch_size`` is that of this rank, ``num_workers`` are this rank's, ``pin_memory`` is for CUDA.
-    ``streams`` holds the arguments of :class:`Source` by name, in place of ``local``, ``remote``, ``split``.
+    ``streams`` holds the arguments of :class:`ShardSet` by name, in place of ``local``, ``remote`` and
+    ``split``.
 
     Raises:
         DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
@@ -177,9 +178,10 @@ def build_loader(
     return _data_spec(loader)
 
 
-def _sources(key: str, places: Mapping[str, Mapping[str, Any]]) -> list[Source]:
+def _sources(key: str, places: Mapping[str, Mapping[str, Any]]) -> list[ShardSet]:
     return [
-        Source(key=f"{key}.streams.{name}" if name else key, **settings) for name, settings in places.items()
+        ShardSet(key=f"{key}.streams.{name}" if name else key, **settings)
+        for name, settings in places.items()
     ]
 
 

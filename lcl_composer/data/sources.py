@@ -37,7 +37,7 @@ _INDEX = "index.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ShardSet:
     """One set of shards, how much of it an epoch takes, and which of its documents.
 
     At most one of ``proportion``, ``repeat`` and ``choose`` is set.
@@ -79,7 +79,7 @@ class DocumentSource(Stream):
     """
 
     def __init__(
-        self, source: Source, *, download_retry: int, download_timeout: float, validate_hash: str | None
+        self, source: ShardSet, *, download_retry: int, download_timeout: float, validate_hash: str | None
     ) -> None:
         super().__init__(
             remote=source.remote,

@@ -27,7 +27,7 @@ from lcl_composer.data.sampling import (
     whole_batches,
 )
 from lcl_composer.data.shared_memory import first_come
-from lcl_composer.data.sources import DocumentSource, Source
+from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.data.watched import WatchedDataset
 from lcl_composer.errors import DataError
@@ -194,7 +194,7 @@ class DocumentStream(WatchedDataset):
         except (DataError, ValueError, IndexError, KeyError) as error:
             return bad_sample(name, f"{error} (source {where})", self.image_size)
 
-    def _to_sample(self, document: Document, repeat: int, source: Source) -> Sample:
+    def _to_sample(self, document: Document, repeat: int, source: ShardSet) -> Sample:
         kept = filter_document(document, source)
         if kept is None:
             return bad_sample(document.id, "", self.image_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lcl_composer.data.convert.report import Distribution
+from lcl_composer.convert.report import Distribution
 from lcl_composer.data.image import decode_image
 from lcl_composer.errors import DataError
 from lcl_composer.inspect.duplicates import Duplicates

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.progress import track
 
-from lcl_composer.data.convert.report import ConversionReport
-from lcl_composer.data.convert.result import REPORT_FILE
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.result import REPORT_FILE
 from lcl_composer.errors import DataError
 from lcl_composer.inspect.health import Health
 from lcl_composer.inspect.pictures import Picture, picture

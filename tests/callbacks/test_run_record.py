@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lcl_composer.callbacks.run_record import RunRecord, run_folder
+from lcl_composer.callbacks.run_record import RunRecord, folder_of
 from lcl_composer.report.environment import git_state
 from tests.callbacks.training import make_trainer
 
@@ -37,7 +37,7 @@ def test_the_record_is_there_before_the_first_batch(tmp_path: Path) -> None:
     assert facts["packages"]["mosaicml"]
     assert facts["world_size"] == 1
     assert facts["python"].startswith("3.")
-    assert run_folder(trainer.state) == folder
+    assert folder_of(trainer.state) == folder
 
 
 def test_a_later_launch_moves_the_record_it_finds(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_later_launch_moves_the_record_it_finds(tmp_path: Path) -> None:
 
 
 def test_run_folder_without_a_record() -> None:
-    assert run_folder(SimpleNamespace(callbacks=[], run_name="x")) == Path("runs/x")  # type: ignore[arg-type]
+    assert folder_of(SimpleNamespace(callbacks=[], run_name="x")) == Path("runs/x")  # type: ignore[arg-type]
 
 
 def test_a_clean_repository_has_no_patch(repository: Path) -> None:

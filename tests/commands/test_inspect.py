@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 from lcl_composer.cli import app
 from lcl_composer.commands.inspect import bars
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.synthetic import ShapesGenerator
 from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.data.writer import DocumentWriter
+from lcl_composer.synthetic.shapes import ShapesGenerator
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from lcl_composer.data.filters import filter_document
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.loader import DocumentLoader, build_loader
 from lcl_composer.data.sampling import batch_parts
-from lcl_composer.data.sources import Source
+from lcl_composer.data.sources import ShardSet
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset, example, png
@@ -190,10 +190,10 @@ def test_filters(folders: tuple[Path, Path]):
 
 def test_filter_document():
     document = Document("a", "x", (Text("one two"), Image(png(1)), Text("three"), Image(png(2), floats=True)))
-    assert filter_document(document, Source("", "", min_words=3, min_images=2)) is document
-    assert filter_document(document, Source("", "", min_words=4)) is None
-    assert filter_document(document, Source("", "", min_images=3)) is None
-    kept = filter_document(document, Source("", "", max_images=1))
+    assert filter_document(document, ShardSet("", "", min_words=3, min_images=2)) is document
+    assert filter_document(document, ShardSet("", "", min_words=4)) is None
+    assert filter_document(document, ShardSet("", "", min_images=3)) is None
+    kept = filter_document(document, ShardSet("", "", max_images=1))
     assert kept == Document("a", "x", document.segments[:3])
 
 

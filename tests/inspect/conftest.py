@@ -14,7 +14,7 @@ from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.data.writer import DocumentWriter
-from lcl_composer.inspect.page import write_page
+from lcl_composer.inspect.inspect_page import write_page
 from lcl_composer.inspect.survey import Survey, survey
 from lcl_composer.inspect.view import Viewer
 

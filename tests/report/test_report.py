@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lcl_composer.cli import app
 from lcl_composer.errors import DataError
 from lcl_composer.report.metrics_file import format_line
-from lcl_composer.report.page import render
+from lcl_composer.report.report_page import render
 from lcl_composer.report.run import read_runs
 from tests.report.run_folders import write_run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from selectolax.lexbor import LexborHTMLParser
 
-from lcl_composer.report.page import render
+from lcl_composer.report.report_page import render
 from lcl_composer.report.run import read_runs
 from tests.report.run_folders import write_run
 

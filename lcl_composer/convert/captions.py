@@ -1,0 +1,62 @@
+"""A folder of images with captions in ``.txt`` files beside them -> Documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import ClassVar
+
+from lcl_composer.convert.files import batched, inside, walk
+from lcl_composer.convert.images import SUFFIXES, read_file, read_image
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.source import Converted, Part, Rejected, Source
+from lcl_composer.convert.text import caption_text, decode_text, display_name
+from lcl_composer.data.document import Document, Image, Text
+
+_PART_IMAGES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Source):
+    """A folder of captioned images: ``name.png`` and ``name.txt``, whose first line is the caption.
+
+    One document a pair; the image floats, so it is drawn before or after its caption anew every epoch.
+    Pairs of one caption are held out together, whatever its letters' case.
+
+    Args:
+        source: Folder with the pairs, searched to any depth.
+        min_side: Images with a shorter side, in pixels, are dropped. Lower than for web pages: who wrote a
+            caption for a thin pencil meant it, and it is no icon.
+    """
+
+    min_side: int = 16
+
+    kind: ClassVar[str] = "captions"
+
+    def parts(self) -> Iterator[Part]:
+        """Yield images by the thousand, each followed by the name of its caption."""
+        for images in batched(walk(self.source, SUFFIXES), _PART_IMAGES):
+            yield Part(images[0], tuple(name for image in images for name in (image, _caption_name(image))))
+
+    def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, str]]:
+        """Yield the images' paths below the source."""
+        return ((display_name(image), image) for image in part.files[::2])
+
+    def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Converted]:
+        """Yield the document of a pair."""
+        caption = self._read_caption(record)
+        image = Image(read_image(inside(self.source, record), self.rules), floats=True)
+        document = Document(name, f"{self.source.name}/{name}", (image, Text(caption)))
+        yield Converted(document, caption.casefold())
+
+    def _read_caption(self, image: str) -> str:
+        try:
+            lines = decode_text(read_file(inside(self.source, _caption_name(image)))).splitlines()
+        except Rejected as reason:
+            raise Rejected(f"caption {reason}" if str(reason).startswith("file") else str(reason)) from reason
+        return caption_text(lines[0] if lines else "")
+
+
+def _caption_name(image: str) -> str:
+    return str(PurePosixPath(image).with_suffix(".txt"))

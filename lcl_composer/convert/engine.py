@@ -1,0 +1,241 @@
+"""The engine of every converter: a source's parts through worker processes to one MDS data set."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lcl_composer.convert.progress import Progress
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.result import REPORT_FILE, clean_up, merge_parts, put_in_place, send
+from lcl_composer.convert.source import Part, Source
+from lcl_composer.convert.upload import check_remote, is_remote
+from lcl_composer.convert.work import STATE, WorkFolder
+from lcl_composer.convert.worker import Job, convert_part
+from lcl_composer.errors import ConfigError, DataError
+
+#: Packages that have a say in the bytes of the output.
+_PACKAGES = ("lcl-composer", "mosaicml-streaming", "pillow", "pyarrow", "selectolax", "zstd")
+_ticks: Any = None  # in a worker process: the count of records shared with the parent
+
+
+def convert(
+    source: Source,
+    out: str,
+    *,
+    held_out: float = 0.0,
+    workers: int | None = None,
+    work: Path | None = None,
+    shard_size: int = 1 << 26,
+    progress: bool = True,
+) -> ConversionReport:
+    """Convert a source into MDS shards of Documents.
+
+    Killed at any point and started again with the same settings, it goes on from the parts that are
+    finished and ends with the same bytes.
+
+    Args:
+        source: What to convert, with its options.
+        out: Folder for the data set, or a remote that Streaming writes to (``s3://``, ``gs://``, ...). With
+            ``held_out`` it has the sub-folders ``train`` and ``held_out``, for sources with splits those.
+        held_out: Share of the documents to hold out, chosen by a hash of their id, or of their caption, so
+            that none of training stands among those held out.
+        workers: Processes; None for one a CPU core.
+        work: Folder on this machine for unfinished work, emptied at the end; needed for a remote. Shards
+            are uploaded from it as parts are finished. None for OUT.partial.
+        shard_size: Bytes a shard before compression.
+        progress: Show a progress bar.
+
+    Raises:
+        ConfigError: If an option is out of range.
+        DataError: If the source is not there or gives no document, ``out`` exists already, or a conversion
+            with other settings was begun.
+    """
+    started = time.monotonic()
+    source.check()
+    _check_options(source, held_out, workers, shard_size)
+    remote = out.rstrip("/") if work is not None or is_remote(out) else None
+    target = Path(out)
+    options = {**source.options(), "held_out": held_out, "shard_size": shard_size}
+    report = ConversionReport(source.kind, str(source.source), options, _versions())
+    if remote is None and target.exists():
+        if finished := _finished(target, report):
+            return finished
+        _check_free(target)
+    folder = WorkFolder(_work_root(out, work))
+    job = Job(source, folder.root, remote, held_out, shard_size)
+    with folder.locked():
+        if remote is not None and not folder.started:
+            with folder.scratch("remote") as empty:
+                check_remote(remote, empty)
+        count = folder.begin({**_identity(report), "out": out}, source)
+        _convert_parts(job, folder, count, workers or _cores(), progress)
+        with folder.scratch("result") as result:
+            merge_parts(folder, count, report, result)
+            _check_splits(report, held_out, folder)
+            if remote is None:
+                put_in_place(folder, result, target)
+            else:
+                send(folder, result, remote)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _check_free(target: Path) -> None:
+    """Refuse a folder that the finished one cannot take the place of."""
+    if not target.is_dir() or any(target.iterdir()):
+        raise DataError(f"{target}: exists already; remove it or name another folder")
+    if target.is_mount() or target.is_symlink():
+        raise DataError(f"{target}: is a mount or a link; name a folder in it, or one for --work elsewhere")
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, which a scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_options(source: Source, held_out: float, workers: int | None, shard_size: int) -> None:
+    if not 0 <= held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; use a share of the documents, 0 or more and below 1")
+    if held_out and source.has_splits:
+        raise ConfigError(
+            f"held_out is {held_out}; {source.kind} data have splits of their own, leave it out"
+        )
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; use 1 or more")
+    if not 1 << 10 <= shard_size < 1 << 32:
+        raise ConfigError(f"shard_size is {shard_size}; use 1 KiB to 4 GiB")
+
+
+def _work_root(out: str, work: Path | None) -> Path:
+    if work is not None:
+        return work
+    if is_remote(out):
+        raise DataError(f"{out} is a remote: name a local folder for unfinished work with --work")
+    return Path(out).with_name(Path(out).name + ".partial")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout
+            found[name] = "unknown"
+    return found
+
+
+def _identity(report: ConversionReport) -> dict[str, Any]:
+    """Return what must be the same for a conversion to go on."""
+    facts = report.to_json()
+    return {name: facts[name] for name in ("kind", "source", "options", "versions")}
+
+
+def _finished(target: Path, report: ConversionReport) -> ConversionReport | None:
+    """Finish a conversion that was killed while it tidied up; return its report, or None."""
+    if not (target / STATE).is_dir():
+        return None
+    found = ConversionReport.load(target / REPORT_FILE)
+    if _identity(found) != json.loads(json.dumps(_identity(report))):
+        return None
+    clean_up(target)
+    return found
+
+
+def _check_splits(report: ConversionReport, held_out: float, folder: WorkFolder) -> None:
+    """Refuse a result without documents; there is nothing to take up again then.
+
+    Raises:
+        DataError: If nothing was kept, or nothing held out or left for training.
+    """
+    empty = [split for split in ("train", "held_out") if held_out and not report.kept[split]]
+    if report.documents and not empty:
+        return
+    shutil.rmtree(folder.root, ignore_errors=True)
+    if report.documents:
+        raise DataError(f"{report.source}: no document falls to {empty[0]}; use another held-out share")
+    causes = (report.dropped + report.broken).most_common(3)
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in causes)
+    raise DataError(
+        f"{report.source}: none of {report.read} documents kept: {reasons or 'found nothing to read'}"
+    )
+
+
+def _convert_parts(job: Job, folder: WorkFolder, count: int, workers: int, show: bool) -> None:
+    """Convert the parts that are not finished."""
+    left = sum(1 for _ in folder.parts())
+    with Progress(job.source.kind, count, count - left, show) as bar:
+        if min(workers, left) > 1:
+            _in_processes(job, folder, min(workers, left), bar)
+            return
+        for index, part in folder.parts():
+            convert_part(job, index, part, bar.count_document)
+            bar.count_part()
+
+
+def _in_processes(job: Job, folder: WorkFolder, workers: int, bar: Progress) -> None:
+    # A server without threads forks the workers; it imports what they need once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    ticks = context.Value("q", 0)
+    with ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
+        running: set[Future[None]] = set()
+        try:
+            for index, part in folder.parts():
+                running.add(pool.submit(_convert_part, job, index, part))
+                while len(running) >= 2 * workers:  # so that parts wait in the plan, not in memory
+                    running = _collect(running, bar, ticks)
+            while running:
+                running = _collect(running, bar, ticks)
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{folder.root}: a worker process died (out of memory?); start again to continue, "
+                "perhaps with fewer workers"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _collect(running: set[Future[None]], bar: Progress, ticks: Any) -> set[Future[None]]:
+    done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+        bar.count_part()
+    bar.show_documents(ticks.value)
+    return running
+
+
+def _start_worker(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what happened
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End with the parent, however it ends: an orphan would write on in the folder of the next start."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _convert_part(job: Job, index: int, part: Part) -> None:
+    convert_part(job, index, part, _count_tick)
+
+
+def _count_tick() -> None:
+    with _ticks.get_lock():
+        _ticks.value += 1

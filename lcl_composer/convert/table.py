@@ -1,0 +1,80 @@
+"""Tables of images and captions -> Documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lcl_composer.convert.files import walk
+from lcl_composer.convert.pairs import PairSource, check_facts
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.source import Converted, Part
+from lcl_composer.convert.tables import SUFFIXES, check_columns, table_parts, table_rows
+from lcl_composer.convert.text import caption_text, display_name
+from lcl_composer.convert.urls import image_of
+from lcl_composer.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(PairSource):
+    """A table with an image column and a caption column: CSV, JSONL or Parquet, one file or a folder of them.
+
+    One document a row; the image floats, so it is drawn before or after its caption anew every epoch. An
+    image is a path, the bytes themselves, or a URL whose download lies in the image folder under the SHA-256
+    of the URL. Rows of one caption are held out together, whatever its letters' case.
+
+    Args:
+        source: A ``.csv``, ``.jsonl`` or ``.parquet`` file, or a folder that is searched for them.
+        images: Folder that paths of images start from, and that none may leave; None: where the tables are.
+        image_column: Column of paths, URLs or bytes.
+        caption_column: Column of captions.
+        similarity_column: Column of the similarity of image and caption.
+        language_column: Column of the caption's language.
+        min_similarity: Rows of a lower similarity, or of none, are dropped; None to keep all.
+        language: Languages to keep (``en``); may be given several times. A row that names none is kept.
+    """
+
+    images: Path | None = None
+    image_column: str = "image"
+    caption_column: str = "caption"
+    similarity_column: str = "similarity"
+    language_column: str = "language"
+
+    kind: ClassVar[str] = "table"
+
+    @property
+    def _root(self) -> Path:
+        return self.source if self.source.is_dir() else self.source.parent
+
+    def check(self) -> None:
+        """Look for the source, which may be a file, and the image folder."""
+        if self.source.is_file():
+            if self.source.suffix.lower() not in SUFFIXES:
+                raise DataError(f"{self.source}: no table; name a file of {', '.join(sorted(SUFFIXES))}")
+        else:
+            super().check()
+        if self.images is not None and not self.images.is_dir():
+            raise DataError(f"{self.images}: no such folder; set images to where the image files are")
+
+    def parts(self) -> Iterator[Part]:
+        """Yield stretches of the tables, having looked for the two columns in each."""
+        names = [self.source.name] if self.source.is_file() else walk(self.source, SUFFIXES)
+        for name in names:
+            check_columns(self._root / name, [self.image_column, self.caption_column])
+            yield from table_parts(self._root, name)
+
+    def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:
+        """Yield the rows."""
+        columns = [self.image_column, self.caption_column, self.similarity_column, self.language_column]
+        for name, row in table_rows(self._root, part, columns, report):
+            yield display_name(name), row
+
+    def samples(self, name: str, record: dict[str, Any], report: ConversionReport) -> Iterator[Converted]:
+        """Yield the document of a row."""
+        caption = caption_text(record.get(self.caption_column))
+        language = record.get(self.language_column)
+        check_facts(self, record.get(self.similarity_column), language, report)
+        image = image_of(record.get(self.image_column), self.images or self._root, self.rules)
+        yield self.pair(name, image, caption)

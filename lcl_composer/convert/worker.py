@@ -1,0 +1,161 @@
+"""One part of a source -> its shards, its counts, and the record that it is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from lcl_composer.convert.report import ConversionReport, count_words
+from lcl_composer.convert.source import Converted, Part, Rejected, Source
+from lcl_composer.convert.text import valid_text
+from lcl_composer.convert.upload import upload
+from lcl_composer.convert.work import WorkFolder
+from lcl_composer.data.document import Document, Text
+from lcl_composer.data.tokenizer import CLIPTokenizer
+from lcl_composer.data.writer import DocumentWriter
+
+#: A shard's offsets have 32 bits, and a sample must fit.
+_MAX_IMAGE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all parts of a conversion have in common.
+
+    Attributes:
+        source: What is converted.
+        root: The work folder.
+        remote: Where finished shards are uploaded, or None to leave them in the work folder.
+        held_out: Share of the keys to hold out.
+        shard_size: Bytes a shard before compression.
+    """
+
+    source: Source
+    root: Path
+    remote: str | None
+    held_out: float
+    shard_size: int
+
+
+def is_held_out(key: str, fraction: float) -> bool:
+    """Say whether a key belongs to the held-out share: always the same for a key, on every machine."""
+    number = int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    return number < fraction * 2**64
+
+
+def split_folder(split: str) -> str:
+    """Return the sub-folder of a split; the only one has none."""
+    return "" if split == "all" else split
+
+
+def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> None:
+    """Convert a part and record it as finished. ``tick`` is called for every record.
+
+    Doing it again gives the same bytes: what a killed process left of it is replaced.
+    """
+    work = WorkFolder(job.root)
+    report = ConversionReport(job.source.kind, str(job.source.source), {})
+    with work.scratch(f"{index:05d}") as scratch:
+        with ExitStack() as stack:
+            failures = stack.enter_context(open(scratch / "failures.jsonl", "w"))
+            report.on_failure = lambda reason, name: _write_failure(failures, reason, name)
+            writers: dict[str, DocumentWriter] = {}
+            for sample in _accepted(job.source, part, report, tick):
+                split = sample.split or _drawn_split(sample.key, job.held_out)
+                if split not in writers:
+                    out = scratch / "shards" / split
+                    writers[split] = stack.enter_context(DocumentWriter(out, size_limit=job.shard_size))
+                writers[split].write(sample.document)
+                report.keep(sample.document, split, _count_tokens(sample.document))
+        shards = {split: _store(job, work, scratch, split, index) for split in sorted(writers)}
+        report.shard_bytes = sum(_stored_bytes(shard) for group in shards.values() for shard in group)
+        os.replace(scratch / "failures.jsonl", work.failures(index))
+    work.write_text(work.record(index), json.dumps({"report": report.to_json(), "shards": shards}))
+
+
+def _accepted(
+    source: Source, part: Part, report: ConversionReport, tick: Callable[[], None]
+) -> Iterator[Converted]:
+    """Yield a part's good samples; the others are counted and named."""
+    for name, record in source.records(part, report):
+        tick()
+        try:
+            if isinstance(record, Rejected):
+                raise record
+            for sample in source.samples(name, record, report):
+                if problem := _problem(sample.document, source.min_words):
+                    report.drop(problem, sample.document.id)
+                else:
+                    yield replace(sample, document=valid_document(sample.document))
+        except Rejected as reason:
+            report.drop(str(reason), name)
+
+
+def _problem(document: Document, min_words: int) -> str | None:
+    if not document.images:
+        return "no image"
+    if sum(len(image.data) for image in document.images) > _MAX_IMAGE_BYTES:
+        return f"over {_MAX_IMAGE_BYTES >> 20} MiB of images"
+    if count_words(document) < min_words:
+        return f"under {min_words} words"
+    return None
+
+
+def valid_document(document: Document) -> Document:
+    """Return the document with halves of characters replaced, which no shard can hold."""
+    segments = tuple(Text(valid_text(s.text)) if isinstance(s, Text) else s for s in document.segments)
+    return Document(valid_text(document.id), valid_text(document.source), segments)
+
+
+def _drawn_split(key: str, held_out: float) -> str:
+    if held_out == 0:
+        return "all"
+    return "held_out" if is_held_out(key, held_out) else "train"
+
+
+@cache
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer()
+
+
+def _count_tokens(document: Document) -> int:
+    return sum(len(_tokenizer().encode(s.text)) for s in document.segments if isinstance(s, Text))
+
+
+def _write_failure(file: Any, reason: str, name: str) -> None:
+    file.write(json.dumps({"sample": name, "reason": reason}) + "\n")
+
+
+def _store(job: Job, work: WorkFolder, scratch: Path, split: str, index: int) -> list[dict[str, Any]]:
+    """Bring a split's shards to their place; return their entries in the index of the whole."""
+    made = scratch / "shards" / split
+    shards = json.loads((made / "index.json").read_text())["shards"]
+    (made / "index.json").unlink()
+    folder = f"{index:05d}"
+    if job.remote is None:
+        target = work.root / split_folder(split) / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # of a process killed before it could write the record
+            shutil.rmtree(target)
+        os.rename(made, target)
+    else:
+        remote = "/".join(filter(None, (job.remote, split_folder(split), folder)))
+        sending = scratch / "upload" / split
+        upload(sorted(made.iterdir()), remote, sending)
+    for shard in shards:
+        for key in ("raw_data", "zip_data"):
+            if shard[key]:
+                shard[key]["basename"] = f"{folder}/{shard[key]['basename']}"
+    return shards
+
+
+def _stored_bytes(shard: dict[str, Any]) -> int:
+    return (shard["zip_data"] or shard["raw_data"])["bytes"]

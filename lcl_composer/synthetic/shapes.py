@@ -1,0 +1,171 @@
+"""A deterministic source of interleaved documents about pictures of shapes, for demos and tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from lcl_composer.data.document import Document, Image, Segment, Text
+from lcl_composer.data.folders import whole_folder
+from lcl_composer.data.writer import DocumentWriter
+from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.synthetic.classes import write_probe_images
+from lcl_composer.synthetic.scenes import Scene, draw_scene, render
+from lcl_composer.synthetic.text import after, before, opening
+
+#: Raised whenever the same settings give other documents, so that folders of old ones are made anew.
+_VERSION = 1
+_SETTINGS_FILE = "generator.json"
+
+
+class DocumentGenerator(Protocol):
+    """A source of made-up documents. Equal settings give equal documents, always and everywhere."""
+
+    documents_count: int
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the documents depend on, as JSON values."""
+        ...
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, in a fixed order."""
+        ...
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
+        ...
+
+    def write_probe(self, folder: str) -> None:
+        """Write labelled pictures of the same kind as ImageFolders ``train`` and ``val``, for probes."""
+        ...
+
+
+class ShapesGenerator:
+    """Interleaved documents about pictures of coloured shapes.
+
+    The text before a picture announces it by number, size, colour, shape, place and background (a group of
+    objects may be left out); the text after it tells what has to be read off it. The splits share no
+    combination of attributes (:func:`lcl_composer.synthetic.scenes.split_of`), so a held-out
+    picture or description is never one of training.
+
+    Args:
+        documents: Number of documents.
+        image_size: Side of the pictures in pixels, 16 or more.
+        seed: Other seeds give other documents of the same kind.
+        split: ``train`` or ``held_out``.
+        min_images: Fewest pictures a document.
+        max_images: Most pictures a document; the number is drawn evenly between the two.
+        max_groups: Most groups of like objects a picture, 1 to 4; more make it harder to learn.
+        floating: Pictures go before or after the text that follows them, drawn each epoch, as in MMC4.
+
+    Raises:
+        ConfigError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        documents: int,
+        image_size: int = 48,
+        seed: int = 0,
+        split: str = "train",
+        min_images: int = 1,
+        max_images: int = 3,
+        max_groups: int = 3,
+        floating: bool = False,
+    ):
+        if split not in ("train", "held_out"):
+            raise ConfigError(f"shapes: split is {split!r}; use 'train' or 'held_out'")
+        if documents < 1 or image_size < 16 or not 1 <= min_images <= max_images or not 1 <= max_groups <= 4:
+            raise ConfigError(
+                f"shapes: documents={documents}, image_size={image_size}, min_images={min_images}, "
+                f"max_images={max_images}, max_groups={max_groups}; need documents >= 1, image_size >= 16, "
+                "1 <= min_images <= max_images, 1 <= max_groups <= 4"
+            )
+        self.documents_count = documents
+        self.image_size = image_size
+        self.seed = seed
+        self.split = split
+        self.min_images = min_images
+        self.max_images = max_images
+        self.max_groups = max_groups
+        self.floating = floating
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the documents depend on, as JSON values."""
+        names = (
+            "documents_count",
+            "image_size",
+            "seed",
+            "split",
+            "min_images",
+            "max_images",
+            "max_groups",
+            "floating",
+        )
+        return {"generator": "shapes", "version": _VERSION, **{name: getattr(self, name) for name in names}}
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, ids ``shapes-<split>-000000`` and up."""
+        for index in range(self.documents_count):
+            plan, rng = self._plan(index), self._stream(index, "render")
+            segments: list[Segment] = [
+                Image(render(part, self.image_size, rng), self.floating)
+                if isinstance(part, Scene)
+                else Text(part)
+                for part in plan
+            ]
+            name = f"shapes-{self.split}-{index:06d}"
+            yield Document(id=name, source=f"generated shapes, seed {self.seed}", segments=tuple(segments))
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
+        for index in range(self.documents_count):
+            yield from (part for part in self._plan(index) if isinstance(part, str))
+
+    def write_probe(self, folder: str) -> None:
+        """Write labelled pictures, see :func:`lcl_composer.synthetic.classes.write_probe_images`."""
+        write_probe_images(folder, image_size=self.image_size, seed=self.seed)
+
+    def _stream(self, index: int, purpose: str) -> Random:
+        # A text key: seeded through SHA-512, equal in every process and Python version.
+        return Random(f"shapes/{_VERSION}/{self.seed}/{self.split}/{index}/{purpose}")
+
+    def _plan(self, index: int) -> list[str | Scene]:
+        """Return document ``index`` as text and scenes in turn, text first and last."""
+        rng = self._stream(index, "plan")
+        parts: list[str | Scene] = []
+        text = opening(rng)
+        for position in range(rng.randint(self.min_images, self.max_images)):
+            scene = draw_scene(rng, self.split, self.max_groups)
+            sentence, hidden = before(scene, position, rng)
+            parts += [text + sentence, scene]
+            text = after(scene, hidden, rng) + " "
+        return [*parts, text.strip()]
+
+
+def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool = True) -> None:
+    """Write a generator's documents to the MDS folder ``out``, unless they are there already.
+
+    They are written beside it and moved in place at the end, so a killed run leaves nothing that looks
+    finished. A folder made with other settings is made anew. One process (local rank 0) should call this.
+
+    Raises:
+        DataError: If ``out`` holds something that no generator made.
+    """
+    target, settings = Path(out), generator.settings()
+    if target.exists() and any(target.iterdir()):
+        if not (target / _SETTINGS_FILE).is_file():
+            raise DataError(f"{out}: holds files that no generator made; choose another folder or empty it")
+        if json.loads((target / _SETTINGS_FILE).read_text()) == settings:
+            return
+    with whole_folder(target) as partial:
+        with DocumentWriter(str(partial)) as writer:
+            total = generator.documents_count
+            for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=not progress):
+                writer.write(document)
+        (partial / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2))

@@ -1,0 +1,62 @@
+"""Files of a source."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from lcl_composer.convert import files
+from lcl_composer.convert.files import inside, parse_json, read_lines, walk
+from lcl_composer.convert.images import Rejected, read_file
+
+
+def test_files_come_in_a_fixed_order_and_links_to_folders_are_not_followed(tree):
+    source = tree(dict.fromkeys(("b/x.PNG", "a/z.png", "a/b/y.png", "c.png", "a.txt", "a-b/x.png"), ""))
+    (source / "loop").symlink_to(source)
+    assert list(walk(source, frozenset({".png"}))) == [
+        "c.png",
+        "a/z.png",
+        "a/b/y.png",
+        "a-b/x.png",
+        "b/x.PNG",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "out/x", "a/out2"])
+def test_no_name_leads_out(tmp_path, name):
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "out").symlink_to(tmp_path)
+    (root / "a" / "out2").symlink_to("/etc/passwd")
+    with pytest.raises(Rejected, match="path climbs out of the folder"):
+        inside(root, name)
+
+
+@pytest.mark.parametrize("name", [None, "", 7, "a\0b"])
+def test_what_is_no_name_is_rejected(tmp_path, name):
+    with pytest.raises(Rejected, match="no file name"):
+        inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\ud800.png"])
+def test_names_too_long_or_of_half_characters_are_no_files(tmp_path, name):
+    with pytest.raises(Rejected, match="file"):
+        read_file(inside(tmp_path, name))
+
+
+def test_long_lines_are_passed_over(monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 8)
+    lines = list(read_lines(io.BytesIO(b"short\n\n" + b"x" * 50 + b"\n1234567\nend")))
+    assert [(n, str(line) if isinstance(line, Rejected) else line) for n, line in lines] == [
+        (1, b"short\n"),
+        (3, "line over 0 MiB"),
+        (4, b"1234567\n"),
+        (5, b"end"),
+    ]
+
+
+@pytest.mark.parametrize("line", [b'{"a": ', b"\xff", b"[" * 100_000, b"[]", b"9" * 9999])
+def test_what_is_no_json_object_is_rejected(line):
+    with pytest.raises(Rejected, match="JSON"):
+        parse_json(line)

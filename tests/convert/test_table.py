@@ -1,0 +1,144 @@
+"""Tables of images and captions -> Documents."""
+
+from __future__ import annotations
+
+import csv
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lcl_composer.convert.table import Table
+from lcl_composer.convert.tables import split_lines, table_parts
+from lcl_composer.data.document import Image, Text
+from lcl_composer.errors import DataError
+from tests.convert.samples import picture, run, shown
+
+RED, BLUE = picture(colour="red"), picture(colour="blue", kind="JPEG")
+ROWS = [("r.png", 'A "red"\none, see'), ("d/b.jpg", "A blue one.")]
+
+
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "set/d").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "set/r.png").write_bytes(RED)
+    (tmp_path / "set/d/b.jpg").write_bytes(BLUE)
+    return tmp_path / "set"
+
+
+def write(path: Path, rows: list[tuple]) -> Path:
+    names = ["image", "caption", "similarity", "language"][: len(rows[0])]
+    if path.suffix == ".csv":
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([names, *rows])
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_rows_are_pairs(tmp_path, suffix):
+    table = write(images(tmp_path) / f"t.{suffix}", ROWS)
+    _, documents = run(Table(table), tmp_path)
+    first, second = documents.values()
+    assert first.segments == (Image(RED, floats=True), Text('A "red" one, see'))
+    assert shown(second) == [BLUE, "A blue one."]
+    assert first.id.startswith(f"t.{suffix}:")
+
+
+def test_a_folder_of_tables_with_images_elsewhere_by_path_bytes_or_url(tmp_path):
+    url = "https://a.b/c.png"
+    (tmp_path / "tables").mkdir()
+    images(tmp_path).joinpath(sha256(url.encode()).hexdigest()).write_bytes(RED)
+    write(tmp_path / "tables/1.csv", [("d/b.jpg", "Path.")])
+    write(tmp_path / "tables/2.parquet", [(BLUE, "Bytes.")])
+    write(tmp_path / "tables/3.jsonl", [(url, "Url.")])
+    _, documents = run(Table(tmp_path / "tables", images=tmp_path / "set"), tmp_path)
+    assert [shown(d) for d in documents.values()] == [[BLUE, "Path."], [BLUE, "Bytes."], [RED, "Url."]]
+
+
+BAD = {
+    "image missing": (None, "A."),
+    "caption missing": ("r.png", None),
+    "caption empty": ("r.png", " "),
+    "path climbs out of the folder": ("../secret.png", "A."),
+    "file missing": ("gone.png", "A."),
+    "similarity under 0.3, or none": ("r.png", "A.", 0.2),
+    "another language": ("r.png", "A.", 0.5, "de"),
+}
+
+
+@pytest.mark.parametrize(("reason", "bad"), BAD.items())
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_bad_row_is_counted_and_named(tmp_path, suffix, reason, bad):
+    (tmp_path / "secret.png").write_bytes(RED)
+    good = ("r.png", "Good.", 0.4, "en")
+    bad = (*bad, *good[len(bad) :])
+    table = write(images(tmp_path) / f"t.{suffix}", [good, bad, good])
+    report, documents = run(Table(table, min_similarity=0.3, language=["en"]), tmp_path)
+    assert len(documents) == 2
+    assert dict(report.dropped) == {reason: 1}
+    assert report.named[reason][0] not in documents
+
+
+def test_bad_lines_of_csv_and_jsonl(tmp_path):
+    folder = images(tmp_path)
+    (folder / "a.csv").write_text(
+        'image,caption\nr.png,One\nr.png\n"r.png"x,Two\nr.png,Three\nr.png,"cut off'
+    )
+    (folder / "b.jsonl").write_text('{"image": "r.png", "caption": "Four"}\n{"image": "r.p')
+    report, documents = run(Table(folder), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["One", "Three", "Four"]
+    assert report.named == {
+        "another number of fields than the header": ["a.csv:3"],
+        "not CSV, or cut off": ["a.csv:4", "a.csv:6"],
+        "not JSON, or cut off": ["b.jsonl:2"],
+    }
+
+
+def test_an_absolute_path_and_a_link_out_of_the_folder_climb_out(tmp_path):
+    (tmp_path / "secret.png").write_bytes(RED)
+    folder = images(tmp_path)
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    rows = [(str(tmp_path / "secret.png"), "A."), ("link.png", "B."), (str(folder / "r.png"), "Inside.")]
+    report, documents = run(Table(write(folder / "t.jsonl", rows)), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["Inside."]
+    assert dict(report.dropped) == {"path climbs out of the folder": 2}
+
+
+def test_wrong_tables_are_refused(tmp_path):
+    table = write(images(tmp_path) / "t.csv", ROWS)
+    with pytest.raises(DataError, match="no column 'text'; it has image, caption"):
+        run(Table(table, caption_column="text"), tmp_path)
+    with pytest.raises(DataError, match="no table"):
+        run(Table(tmp_path / "set/r.png"), tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        run(Table(tmp_path / "none"), tmp_path)
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 64, 1000])
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_parts_cover_a_file_once_and_cut_no_record(tmp_path, size, end):
+    rows = [(f"{i}.png", f'say "{i}"\n\n,x' if i % 3 else f"plain {i}") for i in range(40)]
+    path = write(tmp_path / "t.csv", rows)
+    path.write_text(path.read_text().rstrip("\n") + end)
+    parts = list(split_lines(path, True, size))
+    data = path.read_bytes()
+    assert b"".join(data[start:stop] for start, stop, _ in parts) == data
+    for start, stop, line in parts:
+        assert data[start:stop].count(b'"') % 2 == 0
+        assert line == data[:start].count(b"\n") + 1
+
+
+@pytest.mark.parametrize("size", [40, 10_000])
+def test_rows_of_all_parts_are_those_of_the_table(tmp_path, size, monkeypatch):
+    monkeypatch.setattr("lcl_composer.convert.table.table_parts", lambda r, n: table_parts(r, n, size))
+    rows = [("r.png", f"row {i} of\nmany" if i % 2 else f"row {i}") for i in range(30)]
+    _, documents = run(Table(write(images(tmp_path) / "t.csv", rows)), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == [
+        f"row {i} of many" if i % 2 else f"row {i}" for i in range(30)
+    ]
