@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lcl_composer.config.compose import compose
 from lcl_composer import prepare as module
+from lcl_composer.config.compose import compose
 from lcl_composer.prepare import prepare
 from tests.runs import settings, write_yaml
 
