@@ -45,6 +45,8 @@ def train(path: Path, overrides: list[str]) -> None:
             prepare(composed.run)
     trainer = build_trainer(composed)
     if dist.get_global_rank() == 0:
+        for dropped in composed.dropped:
+            print(f"note: {dropped}")
         print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
     if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
         print(f"{composed.run.run_name} is already finished ({trainer.state.timestamp.batch}); nothing to do")

@@ -146,3 +146,9 @@ def test_verbs_that_do_not_train_do_without_torch_and_composer() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_check_says_what_a_new_name_drops() -> None:
+    assert "drops what was set for 'cosine_with_warmup': t_warmup" in lcl(
+        "check", LAION, "scheduler.name=constant"
+    )

@@ -26,6 +26,8 @@ def print_check(path: Path, overrides: list[str], ranks: int) -> None:
     sizes, tokens_per_image, note = model_sizes(composed.run)
     console = Console()
     console.print(_settings(composed))
+    for dropped in composed.dropped:
+        console.print(f"note: {escape(dropped)}")
     console.print(_sizes(sizes, note))
     console.print(_batch(composed.run, ranks, tokens_per_image))
 

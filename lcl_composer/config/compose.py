@@ -1,7 +1,8 @@
 """Compose a run's settings from YAML files and ``a.b=c`` overrides.
 
-A file's ``extends`` come first, left to right, then its own keys, then the overrides. Mappings merge,
-lists replace, ``null`` removes. ``${a.b}`` and ``${oc.env:NAME}`` are resolved at the end.
+A file's ``extends`` come first, left to right, then its own keys, then the overrides, which are one layer.
+Mappings merge, lists replace, ``null`` removes, and a component that gets another ``name`` drops the
+parameters of the old one. ``${a.b}`` and ``${oc.env:NAME}`` are resolved at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lcl_composer.config.diagnose import ConfigProblem, validate
+from lcl_composer.config.core_schema import format_yaml, parse_yaml
+from lcl_composer.config.diagnose import COMPONENTS, ConfigProblem, validate
 from lcl_composer.config.layers import Layers
 from lcl_composer.config.schema import RunConfig
 from lcl_composer.config.yaml_file import Key, YamlFile, read_yaml, shown
@@ -31,11 +33,13 @@ class ComposedConfig:
     """A checked configuration and where each of its values comes from.
 
     ``sources`` maps a dotted key to ``"file:line"`` or ``"command line"``; a key that is not in it has
-    its default.
+    its default. ``dropped`` has a line for each component that got another name, see
+    :class:`~lcl_composer.config.layers.Layers`.
     """
 
     run: RunConfig
     sources: dict[str, str]
+    dropped: list[str]
 
     def source(self, key: str) -> str:
         """Return the source of a dotted key, or ``"default"``."""
@@ -43,7 +47,7 @@ class ComposedConfig:
 
     def to_yaml(self) -> str:
         """Return the resolved configuration with all defaults; composing it gives the same RunConfig."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.run.model_dump(mode="json")))
+        return format_yaml(self.run.model_dump(mode="json"))
 
 
 def compose(path: Path, overrides: Sequence[str] = ()) -> ComposedConfig:
@@ -56,14 +60,14 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> ComposedConfig:
     Raises:
         ConfigError: Names every problem at once, each with its source, its key and what to do.
     """
-    layers = Layers()
+    layers = Layers(frozenset(COMPONENTS))
     for file in _files(Path(path), ()):
         layers.add({k: v for k, v in file.content.items() if k != "extends"}, file.where)
-    for override in overrides:
-        layers.add(_parse_override(override), lambda key: COMMAND_LINE)
+    layers.add(_parse_overrides(overrides), lambda key: COMMAND_LINE)
     values, problems = _resolve(layers)
     run = validate(values, layers, problems, shown(Path(path)))
-    return ComposedConfig(run, {".".join(key): source for key, source in layers.sources.items()})
+    sources = {".".join(key): source for key, source in layers.sources.items()}
+    return ComposedConfig(run, sources, layers.dropped)
 
 
 def _files(path: Path, chain: tuple[Path, ...]) -> Iterator[YamlFile]:
@@ -84,19 +88,31 @@ def _files(path: Path, chain: tuple[Path, ...]) -> Iterator[YamlFile]:
     yield file
 
 
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, _ = override.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(
-            f"{COMMAND_LINE}: {override!r} is no override; write a.b=value, or a.b=null to remove"
-        )
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"{COMMAND_LINE}: {override!r} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the overrides as one layer, in which their order does not matter but for the same key."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        key = [part.strip() for part in dotted.split(".")]
+        if not equals or not all(key):
+            raise ConfigError(
+                f"{COMMAND_LINE}: {override!r} is no override; write a.b=value, or a.b=null to remove"
+            )
+        try:
+            value = parse_yaml(text)
+        except YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{COMMAND_LINE}: {override!r} cannot be read: {reason}") from error
+        for part in reversed(key):
+            value = {part: value}
+        content = _merged(content, value)
     return content
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {name: _merged(below.get(name), value) for name, value in above.items()}
 
 
 def _resolve(layers: Layers) -> tuple[dict[str, Any], list[ConfigProblem]]:

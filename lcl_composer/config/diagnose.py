@@ -68,6 +68,7 @@ def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem],
     except ValidationError as error:
         problems |= _schema_problems(error, values)
     problems |= dict(_component_problems(values)) | dict(_null_problems(layers, values))
+    problems |= dict(_empty_problems(layers))
     if run:
         problems = dict(cross_problems(run)) | problems
     known = {problem.key for problem in found}
@@ -82,7 +83,9 @@ def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem],
 
 
 def _where(layers: Layers, key: Key, file: str) -> str:
-    return layers.nulls[key].where if key in layers.nulls else layers.source(key) or file
+    if key in layers.nulls:
+        return layers.nulls[key].where
+    return layers.empty.get(key) or layers.source(key) or file
 
 
 def _report(problems: list[ConfigProblem]) -> str:
@@ -188,5 +191,13 @@ def _null_problems(layers: Layers, values: dict[str, Any]) -> Iterator[tuple[Key
         known = known_keys(key[:-1], values)
         if key[:-1] in TABLES and not null.removed:
             yield key, f"nothing to remove; to add it write {key[-1]}: {{}}"
-        elif key[:-1] not in TABLES and known is not None and key[-1] not in known:
+        elif key[:-1] not in TABLES and not null.removed and known is not None and key[-1] not in known:
             yield key, f"unknown key; {did_you_mean(key[-1], known)}"
+
+
+def _empty_problems(layers: Layers) -> Iterator[tuple[Key, str]]:
+    """``{}`` over a mapping merges nothing into it; in a table it may say that a component is on."""
+    for key in layers.empty:
+        if key[:-1] not in TABLES:
+            name = ".".join(key)
+            yield key, f"{{}} changes nothing, what is below stays; to remove it write {name}=null"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,19 @@ class Null:
 
 @dataclass
 class Layers:
-    """The merged settings. Mappings merge, lists and scalars replace, ``null`` removes."""
+    """The merged settings. Mappings merge, lists and scalars replace, ``null`` removes.
 
+    Where a layer gives a component another ``name``, the parameters from the layers below are dropped: they
+    are the old one's. ``dropped`` says so, a line each. ``empty`` has the ``{}`` that were laid over a
+    mapping with something in it, and their sources.
+    """
+
+    components: Collection[Key] = ()
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[Key, str] = field(default_factory=dict)
     nulls: dict[Key, Null] = field(default_factory=dict)
+    empty: dict[Key, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
 
     def add(self, content: dict[str, Any], where: Callable[[Key], str]) -> None:
         """Lay a layer over what is there; ``where`` tells the source of its keys."""
@@ -43,17 +51,39 @@ class Layers:
             self._forget(key)
             self.nulls[key] = Null(where(key), removed)
         elif isinstance(value, dict):
-            if not isinstance(target.get(name), dict):
-                self._forget(key)
-                target[name] = {}
-            self.sources[key] = where(key)
-            self.nulls.pop(key, None)
-            for inner, item in value.items():
-                self._put(target[name], (*key, str(inner)), item, where)
+            self._put_mapping(target, key, value, where)
         else:
             self._forget(key)
             target[name] = value
             self.sources[key] = where(key)
+
+    def _put_mapping(
+        self, target: dict[str, Any], key: Key, value: dict[Any, Any], where: Callable[[Key], str]
+    ) -> None:
+        name = key[-1]
+        before = target.get(name)
+        if not isinstance(before, dict):
+            self._forget(key)
+            target[name] = {}
+        elif before and not value:
+            self.empty[key] = where(key)
+        elif key in self.components and value.get("name", before.get("name")) != before.get("name"):
+            self._drop_parameters(before, key, value)
+        self.sources[key] = where(key)
+        self.nulls.pop(key, None)
+        for inner, item in value.items():
+            self._put(target[name], (*key, str(inner)), item, where)
+
+    def _drop_parameters(self, before: dict[str, Any], key: Key, value: dict[Any, Any]) -> None:
+        """Drop all parameters but those that the layer itself removes by ``null``."""
+        old = before.get("name")
+        gone = [name for name in before if name != "name" and value.get(name, "") is not None]
+        for name in gone:
+            del before[name]
+            self._forget((*key, name))
+        if old and (lost := [name for name in gone if name not in value]):
+            change = f"{'.'.join(key)} is {value['name']!r} now and drops what was set for {old!r}"
+            self.dropped.append(f"{change}: {', '.join(lost)}")
 
     def _forget(self, key: Key) -> None:
         for known in (self.sources, self.nulls):

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from lcl_composer.config.core_schema import CoreLoader, parse_yaml
 from lcl_composer.errors import ConfigError
 
 #: Where a value stands in the config: its keys from the top, list positions included.
@@ -40,15 +39,16 @@ def shown(path: Path) -> str:
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Read a YAML file. Numbers are YAML 1.2's (``1e-4`` is one), duplicate keys are refused.
+    """Read a YAML file by YAML 1.2: ``1e-4`` is a number and ``on`` is none; duplicate keys are refused.
 
     Raises:
         ConfigError: The file cannot be read, is no YAML, or is no mapping; names file and line.
     """
     try:
         text = path.read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        loaded = OmegaConf.load(path)
+        node = yaml.compose(text, Loader=CoreLoader)
+        lines = dict(_lines(node)) if node else {}
+        content = parse_yaml(text)
     except OSError as error:
         raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -56,12 +56,13 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{shown(path)}:{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{shown(path)}: not valid: {str(error).splitlines()[0]}") from error
-    content: Any = OmegaConf.to_container(loaded)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{shown(path)}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{shown(path)}: an alias stands inside what it stands for") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{shown(path)}: must be a mapping of keys to values")
-    return YamlFile(path, content, dict(_lines(node)) if node else {})
+    return YamlFile(path, content, lines)
 
 
 def _lines(node: yaml.Node, key: Key = ()) -> Iterator[tuple[Key, int]]:

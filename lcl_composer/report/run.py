@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from yaml import YAMLError
 
+from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.errors import DataError, did_you_mean, one_line
 from lcl_composer.report.metrics_file import read_metrics, series
 
@@ -151,11 +152,11 @@ def _read(run: Run, name: str, needed: bool = True) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        found = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        found = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("it holds no mapping")
         return found
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         run.notes.append(f"{name} cannot be read: {one_line(error)}")
         return {}
 

@@ -165,3 +165,59 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "optimizer.betas=[1"])
 def test_broken_overrides_are_named(override: str) -> None:
     assert f"command line: {override!r}" in problems(BASE, override)
+
+
+def test_a_component_of_another_name_drops_the_parameters_of_the_old_one(tmp_path: Path) -> None:
+    path = experiment(tmp_path, "optimizer: {name: sgd, lr: 0.1, eps: null}\nscheduler: {name: constant}")
+    composed = compose(path, ["optimizer.name=sgd"])
+    assert composed.run.optimizer.spec() == {"name": "sgd", "lr": 0.1}
+    assert composed.run.scheduler.spec() == {"name": "constant"}
+    assert composed.dropped == [
+        "optimizer is 'sgd' now and drops what was set for 'adamw': betas, weight_decay, fused",
+        "scheduler is 'constant' now and drops what was set for 'cosine_with_warmup': t_warmup",
+    ]
+    assert "optimizer.betas" not in composed.sources
+
+
+def test_nested_parameters_of_the_old_component_are_dropped_too(tmp_path: Path) -> None:
+    below = write(tmp_path / "below.yaml", "model: {encoder: {name: timm, model_args: {depth: 4}}}\n")
+    text = "model: {encoder: {name: transformers, model_type: vit, model_args: {hidden_size: 64}}}"
+    spec = compose(
+        experiment(tmp_path, text, (str(below),)), ["data.image_size=224"]
+    ).run.model.encoder.spec()
+    assert spec == {"name": "transformers", "model_type": "vit", "model_args": {"hidden_size": 64}}
+
+
+def test_the_same_name_again_drops_nothing(tmp_path: Path) -> None:
+    composed = compose(experiment(tmp_path, "optimizer: {name: adamw, lr: 0.1}"))
+    assert composed.run.optimizer.spec()["betas"] == [0.9, 0.98]
+    assert composed.dropped == []
+
+
+@pytest.mark.parametrize(
+    "order", [("optimizer.name=sgd", "optimizer.lr=0.1"), ("optimizer.lr=0.1", "optimizer.name=sgd")]
+)
+def test_the_order_of_overrides_does_not_matter(order: tuple[str, str]) -> None:
+    assert compose(BASE, order).run.optimizer.spec() == {"name": "sgd", "lr": 0.1}
+    assert compose(BASE, ["seed=1", "seed=2"]).run.seed == 2
+
+
+def test_an_empty_mapping_over_a_full_one_is_refused(tmp_path: Path) -> None:
+    path = experiment(tmp_path, "evaluation: {retrieval: {}}\ndata: {eval: {local: x}}")
+    message = "evaluation: {} changes nothing, what is below stays; to remove it write evaluation=null"
+    assert problems(path, "evaluation={}") == f"command line: {message}"
+    assert compose(path, ["evaluation=null"]).run.evaluation == {}
+    assert compose(path, ["callbacks.speed_monitor={}"]).run.callbacks["speed_monitor"]
+
+
+@pytest.mark.parametrize("text", ["010", "0x0a", "0o12", "+10"])
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path, text: str) -> None:
+    assert compose(experiment(tmp_path, f"seed: {text}")).run.seed == 10
+    assert compose(BASE, [f"seed={text}"]).run.seed == 10
+
+
+@pytest.mark.parametrize("text", ["1_6", "0b11", "1:30", "on", "yes"])
+def test_words_of_yaml_1_1_are_strings(tmp_path: Path, text: str) -> None:
+    assert f"seed: should be a valid integer, got {text!r}" in problems(experiment(tmp_path, f"seed: {text}"))
+    assert f"seed: should be a valid integer, got {text!r}" in problems(BASE, f"seed={text}")
+    assert compose(BASE, [f"run_name={text[0]}-{text[-1]}"]).run.seed == 17

@@ -1,0 +1,88 @@
+"""YAML 1.2's core schema for PyYAML, which by itself reads 1.1: ``010`` as 8, ``1_6`` as 16, ``on`` as true.
+
+Source: https://yaml.org/spec/1.2.2/#103-core-schema. The merge key ``<<`` is kept from 1.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import yaml
+
+_TAG = "tag:yaml.org,2002:"
+
+#: Tag, pattern, first characters and value of each kind of plain scalar; anything else is a string.
+_SCALARS: list[tuple[str, str, str, Callable[[str], Any]]] = [
+    ("null", r"~|null|Null|NULL|", "~nN\0", lambda text: None),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789", int),
+    ("int", r"0o[0-7]+|0x[0-9a-fA-F]+", "0", lambda text: int(text, 0)),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+        lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+]
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """What PyYAML looks up: by the first character, tags and their patterns in order."""
+    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {"<": [(f"{_TAG}merge", re.compile("^(?:<<)$"))]}
+    for kind, pattern, first, _ in _SCALARS:
+        for character in first:
+            entry = (f"{_TAG}{kind}", re.compile(rf"^(?:{pattern})$"))
+            table.setdefault(character.replace("\0", ""), []).append(entry)
+    return table
+
+
+class CoreLoader(yaml.SafeLoader):
+    """Reads the core schema; a key that stands twice in a mapping, or is no scalar, is refused."""
+
+    yaml_implicit_resolvers: ClassVar = _resolvers()
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; raises ConstructorError at a key that is refused."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if key.value in seen:
+                problem = f"found duplicate key {key.value}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+class CoreDumper(yaml.SafeDumper):
+    """Quotes each string that YAML 1.1 or the core schema would take for something else."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_resolvers().get(first, [])]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_resolvers()}
+    }
+
+
+def _scalar(loader: CoreLoader, node: yaml.ScalarNode) -> Any:
+    """The value of a plain scalar, or of one with an explicit tag (``!!int "3"``)."""
+    text = str(loader.construct_scalar(node))
+    for kind, pattern, _, value in _SCALARS:
+        if node.tag == f"{_TAG}{kind}" and re.fullmatch(pattern, text):
+            return value(text)
+    raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {node.tag}", node.start_mark)
+
+
+for _kind in ("null", "bool", "int", "float"):
+    CoreLoader.add_constructor(f"{_TAG}{_kind}", _scalar)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of one YAML document; raises yaml.YAMLError."""
+    return yaml.load(text, Loader=CoreLoader)
+
+
+def format_yaml(values: Any) -> str:
+    """Return a value as YAML in block style, mappings in their order; `parse_yaml` gives it back."""
+    return yaml.dump(values, Dumper=CoreDumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcl_composer.config.core_schema import format_yaml, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [  # the table of the specification, section 10.3.2, and what YAML 1.1 reads otherwise
+        ("~", None),
+        ("", None),
+        ("True", True),
+        ("0o7", 7),
+        ("0x3A", 58),
+        ("-19", -19),
+        ("010", 10),
+        ("08", 8),
+        ("0.", 0.0),
+        (".5", 0.5),
+        ("12e03", 12000.0),
+        ("-2E+05", -200000.0),
+        ("-.Inf", -math.inf),
+        ("off", "off"),
+        ("1_6", "1_6"),
+        ("0b11", "0b11"),
+        ("20:30", "20:30"),
+        ("2001-01-01", "2001-01-01"),
+        ("'010'", "010"),
+        ("!!int '3'", 3),
+    ],
+)
+def test_scalars(text: str, value: Any) -> None:
+    found = parse_yaml(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("a: 1\na: 2", "duplicate key a"), ("? [x]\n: 1", "must be a word"), ("!!int x", "is no")],
+)
+def test_refused(text: str, problem: str) -> None:
+    with pytest.raises(yaml.MarkedYAMLError, match=problem):
+        parse_yaml(text)
+
+
+def test_merge_keys() -> None:
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}")["b"] == {"x": 1, "y": 2}
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+def test_what_is_written_is_read_back(value: Any) -> None:
+    assert parse_yaml(format_yaml(value)) == value
+
+
+@pytest.mark.parametrize("text", ["on", "010", "1_6", "1e5", "0o7"])
+def test_ambiguous_strings_are_quoted(text: str) -> None:
+    """So that readers of YAML 1.1 see a string too."""
+    assert yaml.safe_load(format_yaml([text])) == [text]
