@@ -13,7 +13,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lcl_composer.data.document import Document, Text
+from lcl_composer.data.document import Document
+from lcl_composer.data.words import document_words
 
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
@@ -100,7 +101,7 @@ class ConversionReport:
         """Count a document that was written, with its number of text tokens."""
         self.kept[split] += 1
         self.images.add(len(document.images))
-        self.words.add(count_words(document))
+        self.words.add(document_words(document))
         self.tokens.add(tokens)
         self.image_bytes += sum(len(image.data) for image in document.images)
 
@@ -200,11 +201,6 @@ class ConversionReport:
         """Write everything but the time as JSON."""
         text = json.dumps(self.to_json(), indent=2, sort_keys=True, ensure_ascii=True)
         path.write_text(text + "\n", encoding="utf-8")
-
-
-def count_words(document: Document) -> int:
-    """Return the words of a document's texts."""
-    return sum(len(s.text.split()) for s in document.segments if isinstance(s, Text))
 
 
 def _with_parts(total: int, parts: Counter[str]) -> str:

@@ -54,7 +54,7 @@ class Source(ABC):
     Args:
         source: What to convert.
         min_side: Images with a shorter side, in pixels, are left out.
-        min_words: Documents with fewer words are dropped.
+        min_words: Documents with fewer words, as Unicode counts them, are dropped.
         resize: Longest side in pixels; larger images are scaled down and encoded anew, all others keep
             their bytes. None to keep all.
         verify: Decode every image to find broken ones now and not in training.

@@ -13,13 +13,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lcl_composer.convert.report import ConversionReport, count_words
+from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
 from lcl_composer.convert.text import valid_text
 from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import WorkFolder
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.tokenizer import CLIPTokenizer
+from lcl_composer.data.words import document_words
 from lcl_composer.data.writer import DocumentWriter
 
 #: A shard's offsets have 32 bits, and a sample must fit.
@@ -104,7 +105,7 @@ def _problem(document: Document, min_words: int) -> str | None:
         return "no image"
     if sum(len(image.data) for image in document.images) > _MAX_IMAGE_BYTES:
         return f"over {_MAX_IMAGE_BYTES >> 20} MiB of images"
-    if count_words(document) < min_words:
+    if document_words(document) < min_words:
         return f"under {min_words} words"
     return None
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.document import Document, Image
 from lcl_composer.data.sources import ShardSet
+from lcl_composer.data.words import document_words
 
 
 def filter_document(document: Document, source: ShardSet) -> Document | None:
     """Return what a source takes of a document, or None if it passes it over."""
-    words = (
-        sum(len(s.text.split()) for s in document.segments if isinstance(s, Text)) if source.min_words else 0
-    )
+    words = document_words(document) if source.min_words else 0
     images = [i for i, s in enumerate(document.segments) if isinstance(s, Image)]
     if len(images) < source.min_images or words < source.min_words:
         return None

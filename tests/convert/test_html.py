@@ -156,6 +156,15 @@ def test_pages_without_images_or_with_few_words_are_dropped(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text", ["渔船每天早上都从海上回家，" * 2, "市場で魚を買う人がいる。" * 2, "ตลาดอยู่ใกล้โบสถ์" * 2]
+)
+def test_words_are_counted_in_scripts_without_spaces(tree, tmp_path, text):
+    source = tree({"p.html": f"<meta charset=utf-8><p>{text}</p><img src='p.png'>", "p.png": picture()})
+    report, _ = convert(source, tmp_path)
+    assert report.documents == 1
+
+
+@pytest.mark.parametrize(
     ("data", "expected"),
     [
         ("<p>naïve café</p>".encode("cp1252"), "naïve café"),

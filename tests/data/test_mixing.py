@@ -195,6 +195,9 @@ def test_filter_document():
     assert filter_document(document, ShardSet("", "", min_images=3)) is None
     kept = filter_document(document, ShardSet("", "", max_images=1))
     assert kept == Document("a", "x", document.segments[:3])
+    chinese = Document("b", "x", (Text("渔船回家。"), Image(png(1))))
+    assert filter_document(chinese, ShardSet("", "", min_words=4)) is chinese
+    assert filter_document(chinese, ShardSet("", "", min_words=5)) is None
 
 
 def test_messages_name_the_stream(folders: tuple[Path, Path], tmp_path: Path):

@@ -1,0 +1,36 @@
+"""Words of texts in many scripts, counted by hand with the rules of UAX #29."""
+
+from __future__ import annotations
+
+import pytest
+
+from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.words import count_words, document_words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 0),
+        ("Of birds: a red one (it sits).", 7),
+        ("don't, U.S.A., 3.14 and 1,000.5", 5),
+        ("state-of-the-art", 4),
+        ("… — ! 🐟 \n •", 0),
+        ("e\u0301te\u0301 naïve", 2),  # accents as characters of their own
+        ("渔船每天早上回家。", 8),
+        ("カメラ", 1),
+        ("のはら、カメラ", 4),
+        ("ภาษาไทย", 7),
+        ("한국어 단어", 2),
+        ("हिन्दी में", 2),
+        ("می\u200cخواهم", 1),  # a zero-width non-joiner inside a Persian word
+        ("__init__ and _x", 3),
+    ],
+)
+def test_words_of_a_text(text, words):
+    assert count_words(text) == words
+
+
+def test_words_of_a_document_are_those_of_its_texts():
+    document = Document("d", "s", (Text("two words"), Image(b"x"), Text("鱼")))
+    assert document_words(document) == 3
