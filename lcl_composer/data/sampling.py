@@ -99,3 +99,25 @@ def trim_to_batches(chosen: int, nodes: int, batch_size: int) -> int:
     """
     step = math.lcm(nodes, batch_size)
     return chosen // step * step
+
+
+def deal_held_out(
+    order: NDArray[np.int64], batch_size: int, part: tuple[int, int], worker: tuple[int, int], blank: int
+) -> NDArray[np.int64]:
+    """Return a worker's samples of a held-out set: the same global batches for any number of ranks.
+
+    Args:
+        order: [N] sample numbers, each once.
+        batch_size: Samples of a global batch; the ranks divide it.
+        part: This rank, and how many there are.
+        worker: This worker of the rank, and how many there are; batches are dealt to them in turn.
+        blank: Stands in the last batch where the ranks would not have equally many.
+    """
+    (rank, ranks), (number, workers) = part, worker
+    whole = len(order) // batch_size * batch_size
+    batches = list(order[:whole].reshape(-1, ranks, batch_size // ranks)[:, rank])
+    if rest := len(order) - whole:
+        last = np.full(-(-rest // ranks) * ranks, blank, dtype=np.int64)
+        last[:rest] = order[whole:]
+        batches.append(last.reshape(ranks, -1)[rank])
+    return np.concatenate([np.zeros(0, np.int64), *batches[number::workers]])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from streaming.base.batching import generate_work
 from streaming.base.world import World
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from lcl_composer.data.rng import sample_rng
 from lcl_composer.data.sampling import (
     ShardIndex,
     batch_parts,
+    deal_held_out,
     draw_samples,
     trim_to_batches,
     whole_batches,
@@ -37,13 +39,16 @@ log = logging.getLogger(__name__)
 #: Samples that are shuffled among themselves; Streaming's default depends on ``num_canonical_nodes``.
 _SHUFFLE_BLOCK = 1 << 18
 
+#: A sample number with this many times the data set's size added is a place that stays empty.
+_BLANK = 1 << 20
+
 
 class DocumentStream(WatchedDataset):
     """Documents as samples. Random draws depend on (seed, epoch, id, how-manieth time in the epoch) alone.
 
     In training an epoch is a whole number of global batches; what is left over is dropped on every rank
-    alike, whether the epoch was resumed or not. In evaluation every document is seen, in order, with the
-    draws of epoch 0 and the evaluation transform.
+    alike, whether the epoch was resumed or not. In evaluation every document is seen once, in order, with
+    the draws of epoch 0 and the evaluation transform.
 
     Args:
         sources: Where the documents come from; more than one are mixed.
@@ -184,6 +189,8 @@ class DocumentStream(WatchedDataset):
 
     def _try_item(self, sample_id: int, retry: int) -> Sample:
         repeat, index = divmod(int(sample_id), self.num_samples)
+        if repeat >= _BLANK:
+            return bad_sample("", "", self.image_size)
         name, where, shard = f"sample {index}", "an MDS record", self.spanner[index][0]
         try:
             record = super().get_item(index, retry)
@@ -245,7 +252,7 @@ class DocumentStream(WatchedDataset):
         than ``len`` says. Batches are dealt to workers in turn, so the number of each follows from its place.
         """
         if not self._train:
-            return super()._get_work(0, sample_in_epoch)
+            return self._held_out_work()
         self._epoch = epoch
         work = super()._get_work(epoch, sample_in_epoch)
         assert isinstance(self.batch_size, int)
@@ -254,6 +261,24 @@ class DocumentStream(WatchedDataset):
         seen = sample_in_epoch // (self.batch_size * self._ranks)
         number = seen + np.arange(len(rows)) * world.workers_per_rank + world.worker_of_rank
         return rows[number < self._batches].reshape(-1)
+
+    def _held_out_work(self) -> NDArray[np.int64]:
+        """Return this worker's held-out samples; Streaming would repeat some to give ranks equally many.
+
+        The batches are those that it would make for one rank, without repeats.
+        """
+        assert isinstance(self.batch_size, int)
+        of_rank, self.batch_size = self.batch_size, self.batch_size * self._ranks
+        try:
+            order = generate_work(self.batching_method, self, World(1, 1, 1, 0), 0, 0).reshape(-1)
+        finally:
+            self.batch_size = of_rank
+        order = order[order >= 0]
+        order = order[np.sort(np.unique(order, return_index=True)[1])]
+        world = self._parallel_worker_world
+        blank = int(order[-1]) % self.num_samples + _BLANK * self.num_samples
+        workers = (world.worker_of_rank, world.workers_per_rank)
+        return deal_held_out(order, of_rank * self._ranks, (world.rank, self._ranks), workers, blank)
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Return where the stream stands.
