@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import ClassVar
 
+from lcl_composer.convert.encoding import decode_text
 from lcl_composer.convert.files import batched, inside, walk
 from lcl_composer.convert.images import SUFFIXES, read_file, read_image
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
-from lcl_composer.convert.text import caption_text, decode_text, display_name
+from lcl_composer.convert.text import display_name, first_line
 from lcl_composer.data.document import Document, Image, Text
 
 _PART_IMAGES = 1000
@@ -19,7 +20,7 @@ _PART_IMAGES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(Source):
-    """A folder of captioned images: ``name.png`` and ``name.txt``, whose first line is the caption.
+    """A folder of captioned images: ``name.png`` and ``name.txt``, whose first line with text is the caption.
 
     One document a pair; the image floats, so it is drawn before or after its caption anew every epoch.
     Pairs of one caption are held out together, whatever its letters' case.
@@ -45,17 +46,18 @@ class Captions(Source):
 
     def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a pair."""
-        caption = self._read_caption(record)
+        caption = self._read_caption(record, report)
         image = Image(read_image(inside(self.source, record), self.rules), floats=True)
         document = Document(name, f"{self.source.name}/{name}", (image, Text(caption)))
         yield Converted(document, caption.casefold())
 
-    def _read_caption(self, image: str) -> str:
+    def _read_caption(self, image: str, report: ConversionReport) -> str:
+        name = _caption_name(image)
         try:
-            lines = decode_text(read_file(inside(self.source, _caption_name(image)))).splitlines()
+            data = read_file(inside(self.source, name))
         except Rejected as reason:
             raise Rejected(f"caption {reason}" if str(reason).startswith("file") else str(reason)) from reason
-        return caption_text(lines[0] if lines else "")
+        return first_line(decode_text(data, display_name(name), report))
 
 
 def _caption_name(image: str) -> str:

@@ -26,7 +26,10 @@ from lcl_composer.convert.worker import Job, convert_part
 from lcl_composer.errors import ConfigError, DataError
 
 #: Packages that have a say in the bytes of the output.
-_PACKAGES = ("lcl-composer", "mosaicml-streaming", "pillow", "pyarrow", "selectolax", "zstd")
+_PACKAGES = (
+    "lcl-composer", "mosaicml-streaming", "pillow", "pyarrow", "selectolax", "zstd",
+    "webencodings", "chardetng-py",
+)  # fmt: skip
 _ticks: Any = None  # in a worker process: the count of records shared with the parent
 
 

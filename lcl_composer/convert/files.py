@@ -73,7 +73,7 @@ def read_lines(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, bytes | R
         number += 1
 
 
-def parse_json(line: bytes) -> dict[str, Any]:
+def parse_json(line: str | bytes) -> dict[str, Any]:
     """Return the JSON object of a line.
 
     Raises:

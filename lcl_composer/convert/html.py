@@ -9,11 +9,12 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from lcl_composer.convert.assemble import Assembler
+from lcl_composer.convert.encoding import decode_html
 from lcl_composer.convert.files import batched, inside, walk
 from lcl_composer.convert.images import read_file, read_image
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
-from lcl_composer.convert.text import decode_html, display_name, speaks
+from lcl_composer.convert.text import display_name, speaks
 from lcl_composer.convert.web_page import ImageReference, page_content, page_language
 from lcl_composer.data.document import Document
 
@@ -55,7 +56,7 @@ class HTML(Source):
     def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a page."""
         path = self.source / record
-        html = decode_html(read_file(inside(self.source, record)))
+        html = decode_html(read_file(inside(self.source, record)), name, report)
         if self.language and (language := page_language(html)) and not speaks(language, self.language):
             raise Rejected("another language")
         document = Assembler(name, self.max_images, report)

@@ -11,12 +11,13 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lcl_composer.convert.encoding import decode_text
 from lcl_composer.convert.files import parse_json, walk
 from lcl_composer.convert.images import MAX_BYTES, SUFFIXES, accept_image
 from lcl_composer.convert.pairs import PairSource, check_facts
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected
-from lcl_composer.convert.text import caption_text, decode_text, display_name
+from lcl_composer.convert.text import caption_text, display_name
 
 #: Endings of a sample's members that are no images.
 _FACTS = (".json", ".txt")
@@ -73,14 +74,12 @@ class Img2Dataset(PairSource):
         """Yield the document of a pair."""
         if record.problem:
             raise Rejected(record.problem)
-        facts = parse_json(record.members[".json"]) if ".json" in record.members else {}
+        texts = {s: decode_text(record.members[s], name, report) for s in _FACTS if s in record.members}
+        facts = parse_json(texts[".json"]) if ".json" in texts else {}
         images = [suffix for suffix in record.members if suffix not in _FACTS]
         if not images:
             raise Rejected("image missing")
-        if ".txt" in record.members:
-            caption = caption_text(decode_text(record.members[".txt"]))
-        else:
-            caption = caption_text(facts.get("caption"))
+        caption = caption_text(texts[".txt"] if ".txt" in texts else facts.get("caption"))
         check_facts(self, facts.get("similarity"), facts.get("LANGUAGE"), report)
         yield self.pair(name, accept_image(record.members[images[0]], self.rules), caption)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
+from lcl_composer.convert.encoding import decode_text
 from lcl_composer.convert.files import inside, parse_json, read_lines
 from lcl_composer.convert.images import read_image
 from lcl_composer.convert.matches import MMC4Record, best_matches, choose_images, read_record
@@ -102,7 +103,7 @@ class MMC4(Source):
 
     def samples(self, name: str, record: tuple[int, bytes], report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a line."""
-        shard, page = record[0], read_record(parse_json(record[1]))
+        shard, page = record[0], read_record(parse_json(decode_text(record[1], name, report)))
 
         def read(image_name: str) -> bytes:
             return self.read_named(shard, image_name)
@@ -133,7 +134,7 @@ class MMC4Pairs(MMC4):
 
     def samples(self, name: str, record: tuple[int, bytes], report: ConversionReport) -> Iterator[Converted]:
         """Yield the pairs of a line."""
-        shard, page = record[0], read_record(parse_json(record[1]))
+        shard, page = record[0], read_record(parse_json(decode_text(record[1], name, report)))
         pairs = 0
         for place, match in best_matches(page, name, self.min_similarity, report):
             try:

@@ -18,8 +18,8 @@ from lcl_composer.data.words import document_words
 
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
-
-
+#: The fields that count by reason or split.
+_COUNTERS = ("kept", "dropped", "dropped_images", "broken", "mended")
 #: The fields that are distributions.
 _DISTRIBUTIONS = ("images", "words", "tokens", "similarities")
 
@@ -74,6 +74,7 @@ class ConversionReport:
     dropped: Counter[str] = field(default_factory=Counter)  # documents by reason
     dropped_images: Counter[str] = field(default_factory=Counter)  # images by reason
     broken: Counter[str] = field(default_factory=Counter)  # files that could not be read to their end
+    mended: Counter[str] = field(default_factory=Counter)  # kept with a repair or a guess, by what it was
     named: dict[str, list[str]] = field(default_factory=dict)  # reason -> the first samples
     images: Distribution = field(default_factory=Distribution)  # images a kept document
     words: Distribution = field(default_factory=Distribution)  # words a kept document
@@ -132,6 +133,11 @@ class ConversionReport:
         self.broken[reason] += 1
         self._name(reason, name)
 
+    def mend(self, what: str, name: str) -> None:
+        """Count what was kept but not as it stood: repaired, or read by a guess."""
+        self.mended[what] += 1
+        self._name(what, name)
+
     def _name(self, reason: str, name: str) -> None:
         names = self.named.setdefault(reason, [])
         if len(names) < _NAMED:
@@ -141,7 +147,7 @@ class ConversionReport:
 
     def add(self, part: ConversionReport) -> None:
         """Add the counts of a part. Parts added in one order always give one report."""
-        for name in ("kept", "dropped", "dropped_images", "broken"):
+        for name in _COUNTERS:
             getattr(self, name).update(getattr(part, name))
         for name in _DISTRIBUTIONS:
             getattr(self, name).counts.update(getattr(part, name).counts)
@@ -163,6 +169,8 @@ class ConversionReport:
             table.add_row(escape("  left out: " + reason), f"{count:,}")
         for reason, count in self.broken.most_common():
             table.add_row(escape("broken files: " + reason), f"{count:,}")
+        for what, count in self.mended.most_common():
+            table.add_row(escape("mended: " + what), f"{count:,}")
         table.add_row("images a document", f"{self.images.mean:.1f} (median {self.images.median})")
         table.add_row("words a document", f"{self.words.mean:.0f} (median {self.words.median})")
         table.add_row("text tokens a document", f"{self.tokens.mean:.0f} (median {self.tokens.median})")
@@ -185,8 +193,8 @@ class ConversionReport:
     def from_json(cls, facts: dict[str, Any]) -> ConversionReport:
         """Rebuild a report from :meth:`to_json`."""
         values: dict[str, Any] = {key: value for key, value in facts.items() if key != "read"}
-        for name in ("kept", "dropped", "dropped_images", "broken"):
-            values[name] = Counter(values[name])
+        for name in _COUNTERS:
+            values[name] = Counter(values.get(name, {}))
         for name in _DISTRIBUTIONS:
             histogram = values[name]["histogram"]
             values[name] = Distribution(Counter({int(key): count for key, count in histogram.items()}))

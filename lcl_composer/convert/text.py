@@ -1,47 +1,14 @@
-"""Text and names of unknown encoding."""
+"""Text and names as Documents hold them."""
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 
 from lcl_composer.convert.images import Rejected
 
-_META_CHARSET = re.compile(
-    rb"""<(?:meta|\?xml)[^>]{0,300}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I
-)
-
-#: Encodings a page may name. Python knows others that are no character sets, or that cost much to decode.
-_CHARSETS = re.compile(
-    r"iso-?8859-?([2-9]|1\d)|windows-?\d{3,4}|cp-?\d{3,4}|koi8-?[ru]|gbk|gb2312|gb18030|big5|shift[_-]jis|euc-?(jp|kr)",
-    re.I,
-)
-
-
-def decode_text(data: bytes) -> str:
-    """Decode as UTF-16 by its mark, as UTF-8 (its mark dropped), else as Windows-1252 like browsers."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
-
-
-def decode_html(data: bytes) -> str:
-    """Decode a web page by the encoding it names in its first 2048 bytes, else as :func:`decode_text`.
-
-    That a page names UTF-8 or Latin-1 says little; those go the second way, as browsers nearly do.
-    """
-    named = _META_CHARSET.search(data[:2048])
-    charset = named[1].decode("ascii") if named else ""
-    if _CHARSETS.fullmatch(charset):
-        try:
-            return data.decode(charset)
-        except (LookupError, UnicodeDecodeError):
-            pass  # pages name encodings that they are not in
-    return decode_text(data)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_TRANSLATION = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?(@\w+)?\.utf8=")
 
 
 def display_name(name: str) -> str:
@@ -71,6 +38,16 @@ def caption_text(value: object) -> str:
     if not (caption := one_line(value)):
         raise Rejected("caption empty")
     return caption
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a caption file that is not blank, on which Unicode's own separators end none.
+
+    Raises:
+        Rejected: If there is none, or only one in another language as Tux Paint writes it (``de.utf8=``).
+    """
+    line = next((line for line in _LINE_END.split(text) if line.strip()), "")
+    return caption_text("" if _TRANSLATION.match(line) else line)
 
 
 def one_line(text: str) -> str:

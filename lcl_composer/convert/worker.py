@@ -95,7 +95,10 @@ def _accepted(
                 if problem := _problem(sample.document, source.min_words):
                     report.drop(problem, sample.document.id)
                 else:
-                    yield replace(sample, document=valid_document(sample.document))
+                    document = valid_document(sample.document)
+                    if document != sample.document:
+                        report.mend("halves of characters became ?", document.id)
+                    yield replace(sample, document=document)
         except Rejected as reason:
             report.drop(str(reason), name)
 

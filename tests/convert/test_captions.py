@@ -10,7 +10,7 @@ from lcl_composer.convert.captions import Captions
 from lcl_composer.convert.engine import convert as run
 from lcl_composer.data.document import Image, Text
 from lcl_composer.errors import DataError
-from tests.convert.samples import picture, read_all
+from tests.convert.samples import picture, read_all, shown
 
 
 def convert(source, tmp_path, **options):
@@ -50,10 +50,22 @@ def test_a_bad_pair_is_counted_and_named(tree, tmp_path, reason, files):
     assert report.named[reason][0].startswith("x.")
 
 
-def test_a_caption_whose_first_line_is_blank_is_empty(tree, tmp_path):
-    source = tree({"x.png": picture(), "x.txt": " \nsecond", "good.png": picture(), "good.txt": "Good."})
-    report, _ = convert(source, tmp_path)
-    assert dict(report.dropped) == {"caption empty": 1}
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        ("\n \n\nAfter blank lines.\nsecond", "After blank lines."),
+        ("Old Mac.\rsecond", "Old Mac."),
+        ("One\u2028line,\x0bone\x85caption\r\nsecond", "One line, one caption"),
+        ("\nde.utf8=Kein Englisch.\n", None),
+    ],
+)
+def test_the_caption_is_the_first_line_with_text(tree, tmp_path, text, caption):
+    source = tree({"x.png": picture(), "x.txt": text, "good.png": picture(), "good.txt": "Good."})
+    report, documents = convert(source, tmp_path)
+    if caption is None:
+        assert dict(report.dropped) == {"caption empty": 1}
+    else:
+        assert shown(documents["x.png"])[1] == caption
 
 
 def test_captions_and_names_in_other_encodings(tree, tmp_path):

@@ -191,6 +191,7 @@ def test_halves_of_characters_are_replaced(tmp_path):
     write_tar(
         tmp_path / "laion/0.tar", {"a.jpg": pair("a")["a.jpg"], "a.json": '{"caption": "odd \\ud83d text"}'}
     )
-    _, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path)
+    report, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path)
     (document,) = documents.values()
     assert document.segments[1].text == "odd ? text"
+    assert report.named == {"halves of characters became ?": ["0/a"]}

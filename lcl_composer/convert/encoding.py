@@ -1,0 +1,188 @@
+"""One policy for the encoding of every text: pages, captions, tables, tars, Parquet strings.
+
+In this order: a byte order mark; UTF-16 by where its zero bytes fall; UTF-8, even with a stray or cut byte;
+the encoding that a page names; else the guess of chardetng, the detector of Firefox. Labels are those of the
+WHATWG Encoding Standard (https://encoding.spec.whatwg.org/). What an encoding does not know becomes U+FFFD.
+Guesses and such characters are counted in the report.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+
+import webencodings
+from chardetng_py import EncodingDetector
+
+from lcl_composer.convert.report import ConversionReport
+
+REPLACED = "bytes that are no text became U+FFFD"
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it starts with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+#: Python's codecs that know more characters than those of the same name, as browsers do.
+_CODECS = {"gbk": "gb18030", "euc-jp": "euc_jis_2004", "iso-2022-jp": "iso2022_jp_ext"}
+#: Labels that say nothing: a page that can be searched for one is no UTF-16.
+_EMPTY_LABELS = frozenset({"utf-8", "utf-16le", "utf-16be", "replacement", "x-user-defined"})
+#: Characters beyond ASCII from which text that is valid UTF-8 is so by no accident.
+_SURE = 4
+
+_COMMENT = re.compile(rb"<!--.*?-->", re.S)
+_XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([\w.:-]+)""")
+_META = re.compile(rb"<meta[\s/]([^>]{0,500})>", re.I)
+_ATTRIBUTE = re.compile(rb"""([a-z-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.I)
+_CONTENT_CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([^\s"';]+)""", re.I)
+#: Bytes of a page that are searched for the encoding it names.
+_HEAD = 1 << 12
+
+
+class _Evidence:
+    """What the bytes of a text say about its encoding, counted piece by piece."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.start = b""
+        self.characters = 0  # valid in UTF-8, beyond ASCII
+        self.invalid = 0  # bytes
+        self.size = 0
+        self.zeros = [0, 0]  # at even and at odd places
+        self.escapes = 0
+        self.guesser = EncodingDetector()
+        utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        for chunk in chunks:
+            self.start = self.start or chunk[:4]
+            self._count(chunk, utf8.decode(chunk))
+        self.cut = utf8.getstate()[0]  # an unfinished character at the end
+        self.guesser.feed(b"", last=True)
+
+    def _count(self, chunk: bytes, text: str) -> None:
+        if b"\0" in chunk:
+            self.zeros[self.size % 2] += chunk[::2].count(0)
+            self.zeros[1 - self.size % 2] += chunk[1::2].count(0)
+        self.size += len(chunk)
+        self.escapes += chunk.count(b"\x1b")
+        self.guesser.feed(chunk, last=False)
+        if not text.isascii():
+            valid = text.encode("utf-8", "ignore").decode()
+            self.invalid += len(text) - len(valid)
+            self.characters += len(valid) - len(valid.encode("ascii", "ignore"))
+
+    def bom(self) -> str | None:
+        return next((name for mark, name in _BOMS if self.start.startswith(mark)), None)
+
+    def utf16(self) -> str | None:
+        """Some zeros, nearly all on one side: the halves of ASCII characters. The other side's are of 一."""
+        few, many = sorted(self.zeros)
+        if many < 2 or many <= 2 * few or 32 * many < self.size or (few and not self.invalid):
+            return None
+        return "utf-16-le" if self.zeros[1] == many else "utf-16-be"
+
+    def is_utf8(self, named: str | None) -> bool:
+        if named is not None:
+            least = 1 if named == "windows-1252" else _SURE
+            return self.characters >= max(least, 4 * self.invalid)
+        if self.characters or self.invalid:
+            return self.characters >= self.invalid
+        if self.cut:  # a single byte of one more likely ends a word of another encoding, but for Â and Ã
+            return len(self.cut) > 1 or self.cut in (b"\xc2", b"\xc3")
+        return not self.escapes  # ISO-2022-JP is ASCII and escapes
+
+
+def find_encoding(chunks: Iterable[bytes], label: str = "") -> tuple[str, str]:
+    """Find the encoding of a text that is given in pieces.
+
+    Args:
+        chunks: The text's bytes.
+        label: The encoding that it says it is in, or an empty string.
+
+    Returns:
+        Python's codec, and the encoding's name if it is a guess, else an empty string.
+    """
+    chunks = [*chunks] if label else chunks
+    evidence = _Evidence(chunks)
+    if certain := evidence.bom() or evidence.utf16():
+        return certain, ""
+    found = webencodings.lookup(label) if label else None
+    named = found.name if found is not None and found.name not in _EMPTY_LABELS else None
+    if evidence.is_utf8(named):
+        return "utf-8", ""
+    if named is not None:
+        wrong = evidence.characters and not evidence.invalid and not _fits(b"".join(chunks), _codec(named))
+        return ("utf-8" if wrong else _codec(named)), ""
+    guess = evidence.guesser.guess(tld=None, allow_utf8=False).lower()
+    return _codec(guess), guess
+
+
+def decode_as(data: bytes, codec: str, name: str, report: ConversionReport) -> str:
+    """Decode; what the encoding does not know becomes U+FFFD, which is counted. A mark at the front goes.
+
+    Args:
+        data: The bytes.
+        codec: From :func:`find_encoding`.
+        name: The sample, for the report.
+        report: Counts the text if something in it is invalid.
+    """
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError:
+        text = data.decode(codec, errors="replace")
+        report.mend(REPLACED, name)
+    return text.removeprefix("\ufeff")
+
+
+def decode_text(data: bytes, name: str, report: ConversionReport, label: str = "") -> str:
+    """Decode a whole text by the policy of this module.
+
+    Args:
+        data: The bytes.
+        name: The sample, for the report.
+        report: Counts the text if its encoding is a guess or something in it is invalid.
+        label: The encoding that it says it is in.
+    """
+    if not label and b"\0" not in data and b"\x1b" not in data:
+        with suppress(UnicodeDecodeError):  # nearly all texts, without looking for evidence
+            return data.decode().removeprefix("\ufeff")
+    codec, guess = find_encoding([data], label)
+    if guess:
+        report.mend(f"encoding guessed: {guess}", name)
+    return decode_as(data, codec, name, report)
+
+
+def decode_html(data: bytes, name: str, report: ConversionReport) -> str:
+    """Decode a web page, which may name its encoding in a ``<meta>`` or an XML declaration."""
+    return decode_text(data, name, report, named_encoding(data))
+
+
+def named_encoding(page: bytes) -> str:
+    """Return the label of the encoding that a page names near its start, or an empty string."""
+    head = page[:_HEAD]
+    if declared := _XML_ENCODING.match(head):
+        return declared[1].decode("ascii")
+    for meta in _META.finditer(_COMMENT.sub(b"", head)):
+        values = {key.lower(): a or b or c for key, a, b, c in _ATTRIBUTE.findall(meta[1])}
+        label = values.get(b"charset")
+        if label is None and values.get(b"http-equiv", b"").lower() == b"content-type":
+            content = _CONTENT_CHARSET.search(values.get(b"content", b""))
+            label = content and content[1]
+        if label:
+            return label.strip().decode("ascii", "replace")
+    return ""
+
+
+def _fits(data: bytes, codec: str) -> bool:
+    try:
+        data.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _codec(name: str) -> str:
+    found = webencodings.lookup(name)
+    return _CODECS.get(name) or (found.codec_info.name if found is not None else name)
