@@ -2,71 +2,165 @@
 
 transformers looks its attention up by name in ``AttentionInterface``; ours is ``packed_causal``. It takes
 one flat sequence [1, heads, T, head_dim] and how it is packed, and never attends across documents: a batch
-needs no padding and no [T, T] mask.
+needs no padding and no [T, T] mask. What runs, all linear in T:
+
+* on CUDA, SDPA over nested tensors: FlashAttention's variable-length kernel in half precision, the
+  memory-efficient one in float32;
+* on CUDA with a sliding window or a softcap, which those lack, flex attention;
+* on the CPU, which has neither, SDPA a document at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.modeling_utils import AttentionInterface
 
 from lcl_composer.errors import ConfigError
+from lcl_composer.models.block_mask import packed_block_mask, to_device
 
 #: Name under which the attention is registered with transformers.
 PACKED_CAUSAL = "packed_causal"
 
+#: Smallest head that flex attention's kernel multiplies, and what a head of nested SDPA is a multiple of.
+_FLEX_HEAD, _NESTED_HEAD = 16, 8
 
-@dataclass(frozen=True)
+#: SDPA's kernels of variable length: another is refused, never fallen back to.
+_VARIABLE_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+
+@dataclass(frozen=True, eq=False)
 class Packing:
     """How documents lie in a flat sequence; made once a batch, used by every layer.
 
     Attributes:
         lengths: Tokens of each document, each >= 1, summing to T.
-        block_mask: The causal document mask of flex attention, None where SDPA runs a document at a time.
+        device: Where the queries are.
     """
 
     lengths: list[int]
-    block_mask: BlockMask | None = None
+    device: torch.device
+    _masks: dict[int | None, BlockMask] = field(default_factory=dict, init=False, repr=False)
 
-    @classmethod
-    def of(cls, lengths: list[int], device: torch.device, use_flex: bool | None = None) -> Packing:
-        """Packing of documents of these lengths; flex attention on CUDA unless told otherwise."""
-        if not (device.type == "cuda" if use_flex is None else use_flex):
-            return cls(lengths)
-        document_T = torch.repeat_interleave(torch.tensor(lengths, device=device))
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each document begins, and T: [D + 1] int64, on the device."""
+        return to_device(F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0)), self.device)
 
-        def same_document_and_past(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (query >= key) & (document_T[query] == document_T[key])
+    @cached_property
+    def documents(self) -> Tensor:
+        """[T] int32, the number of each position's document, on the device."""
+        numbers = torch.arange(len(self.lengths), dtype=torch.int32)
+        return to_device(numbers.repeat_interleave(torch.tensor(self.lengths)), self.device)
 
-        length = len(document_T)
-        mask = create_block_mask(same_document_and_past, None, None, length, length, device=str(device))
-        return cls(lengths, mask)
+    def block_mask(self, window: int | None) -> BlockMask:
+        """Flex attention's mask, where a query sees ``window`` keys at most; made once for all layers."""
+        if window not in self._masks:
+            self._masks[window] = packed_block_mask(self.lengths, self.documents, window)
+        return self._masks[window]
 
 
 @cache
 def _compiled_flex_attention() -> Any:
-    """Flex attention as one Triton kernel; uncompiled it would form the scores."""
-    return torch.compile(flex_attention, dynamic=True)
+    """Flex attention as one Triton kernel for any T.
+
+    Uncompiled it forms all scores: ``fullgraph`` makes torch raise where it would fall back to that.
+    """
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Attention within documents: [1, H, T, d] -> [1, T, H, d]."""
-    if packing.block_mask is not None:
-        attend: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
-        output = attend(query, key, value, block_mask=packing.block_mask, scale=scale)
-        return output.transpose(1, 2).contiguous()
-    # CPU has no variable-length kernel: SDPA a document at a time is the fastest there.
-    lengths = packing.lengths
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in parts]
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
+def _nested_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """SDPA over nested tensors: [1, H, T, d] -> [1, T, H, d]."""
+    width = query.shape[-1]
+    # Handed over, or torch would ask the device for them.
+    shortest, longest = min(packing.lengths), max(packing.lengths)
+
+    def nested(x: Tensor) -> Tensor:
+        flat_THd = F.pad(x, (0, -width % _NESTED_HEAD)).squeeze(0).transpose(0, 1)
+        documents = torch.nested.nested_tensor_from_jagged(
+            flat_THd, packing.offsets, min_seqlen=shortest, max_seqlen=longest
+        )
+        return documents.transpose(1, 2)
+
+    with sdpa_kernel(_VARIABLE_LENGTH):
+        output = F.scaled_dot_product_attention(
+            nested(query), nested(key), nested(value), is_causal=True, scale=scale
+        )
+    return output.transpose(1, 2).values()[..., :width].unsqueeze(0)
+
+
+def _softcap(cap: float) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Gemma 2's cap on the scores, as flex attention asks for it."""
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return capped
+
+
+def _flex_packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Flex attention with a window or a softcap: [1, H, T, d] -> [1, T, H, d]."""
+
+    width = value.shape[-1]
+    query, key, value = (F.pad(x, (0, max(0, _FLEX_HEAD - x.shape[-1]))) for x in (query, key, value))
+    output = _compiled_flex_attention()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _softcap(softcap),
+        block_mask=packing.block_mask(window),
+        scale=scale,
+    )
+    return output[..., :width].transpose(1, 2).contiguous()
+
+
+def _document_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """One document [1, H, L, d] on the CPU."""
+    if window is None and softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    scores = query @ key.transpose(-1, -2) * scale
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    position = torch.arange(query.shape[2], device=query.device)
+    age = position[:, None] - position
+    seen = (age >= 0) & (age < (len(position) if window is None else window))
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention within documents by what the device has: [1, H, T, d] -> [1, T, H, d]."""
+    if not query.is_cuda:
+        parts = zip(*(x.split(packing.lengths, 2) for x in (query, key, value)), strict=True)
+        outputs = [_document_attention(q, k, v, scale, window, softcap) for q, k, v in parts]
+        return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
+    if window is None and softcap is None:
+        return _nested_attention(query, key, value, packing, scale)
+    return _flex_packed_attention(query, key, value, packing, scale, window, softcap)
 
 
 def packed_causal_attention(
@@ -93,33 +187,30 @@ def packed_causal_attention(
         dropout: Must be 0; the packed kernels have none.
         scaling: Factor on the scores, ``d ** -0.5`` when None.
         packing: How the documents lie in T.
-        sliding_window: Mistral's window; no document may be longer.
-        softcap: Gemma 2's cap on the scores; must be None.
+        sliding_window: Keys that a query sees at most, its own included (Mistral).
+        softcap: Scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
 
     Returns:
         [1, T, H, d] and no weights.
 
     Raises:
-        ConfigError: If the language model asks for what the packed kernels lack, or did not hand the packing
-            through.
+        ConfigError: If the language model asks for dropout, or did not hand the packing through.
     """
-    where = "model.language_model.model_args"
     if dropout:
-        raise ConfigError(f"{where}: packed attention has no dropout; leave attention dropout at 0")
+        raise ConfigError(
+            "model.language_model.model_args: packed attention has no dropout; leave attention dropout at 0"
+        )
     if packing is None:
         raise ConfigError(f"{type(module).__name__} lost the packing: this language model cannot run packed")
-    if softcap is not None:
-        raise ConfigError(f"{where}: packed attention has no softcap; set attn_logit_softcapping to null")
-    if sliding_window is not None and sliding_window < max(packing.lengths):
-        raise ConfigError(
-            f"{where}: a document of {max(packing.lengths)} tokens is longer than sliding_window = "
-            f"{sliding_window}, and packed attention has no window; raise it or set it to null"
-        )
+    if sliding_window is not None and sliding_window >= max(packing.lengths):
+        sliding_window = None
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # Under autocast rotary embeddings leave queries and keys in float32; the kernels want one type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(query, key, value, packing, scale), None
+    return _attend(query, key, value, packing, scale, sliding_window, softcap), None
 
 
 AttentionInterface.register(PACKED_CAUSAL, packed_causal_attention)

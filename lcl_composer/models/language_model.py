@@ -102,7 +102,7 @@ class TransformersLM(nn.Module):
             position_ids=positions.unsqueeze(0),
             attention_mask=unused_mask,
             use_cache=False,
-            packing=Packing.of(lengths, embeddings.device),
+            packing=Packing(lengths, embeddings.device),
         )
         return output.last_hidden_state[0]
 

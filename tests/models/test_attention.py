@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.nested._internal import sdpa
+from torch.nn.attention import SDPBackend
+from torch.nn.attention.flex_attention import flex_attention
 
 from lcl_composer.errors import ConfigError
+from lcl_composer.models import attention
 from lcl_composer.models.attention import Packing, packed_causal_attention
 
 LENGTHS = [1, 5, 130, 3]  # one document is longer than flex attention's blocks of 128
+CPU = torch.device("cpu")
+WINDOW_AND_SOFTCAP = [(None, None), (4, None), (128, None), (None, 3.0), (50, 3.0)]
 
 
 class Layer(nn.Module):
@@ -16,65 +27,205 @@ class Layer(nn.Module):
         self.num_key_value_groups = groups
 
 
-def draw(heads: int, key_heads: int, lengths: list[int] = LENGTHS) -> list[Tensor]:
+def draw(heads: int, key_heads: int, lengths: list[int] = LENGTHS, width: int = 16) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(1, h, sum(lengths), 16) for h in (heads, key_heads, key_heads)]
+    shapes = [(1, h, sum(lengths), width) for h in (heads, key_heads, key_heads)]
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
-def plain(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:
+def plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """The formula with a mask [T, T]: softmax over earlier tokens of the same document."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    document = torch.repeat_interleave(torch.tensor(lengths))
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     allowed = (document[:, None] == document[None]) & torch.ones(len(document), len(document)).tril().bool()
-    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~allowed, float("-inf"))
-    return (scores.softmax(-1) @ value).transpose(1, 2)
+    if window is not None:
+        allowed &= torch.ones(len(document), len(document)).triu(1 - window).bool()
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ value).transpose(1, 2)
 
 
-@pytest.mark.parametrize("use_flex", [False, True])
+def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    return list(torch.autograd.grad(output, inputs, upstream))
+
+
 @pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (4, 2), (4, 1)])
 @pytest.mark.parametrize("scale", [None, 0.7])
-def test_equals_the_plain_formula(use_flex: bool, heads: int, key_heads: int, scale: float | None):
-    query, key, value = draw(heads, key_heads)
-    packing = Packing.of(LENGTHS, torch.device("cpu"), use_flex=use_flex)
-    assert (packing.block_mask is not None) == use_flex
-    layer = Layer(heads // key_heads)
-    with torch.no_grad():
-        output, weights = packed_causal_attention(layer, query, key, value, None, 0.0, scale, packing=packing)
+@pytest.mark.parametrize(("window", "softcap"), WINDOW_AND_SOFTCAP)
+def test_equals_the_plain_formula(
+    heads: int, key_heads: int, scale: float | None, window: int | None, softcap: float | None
+):
+    inputs = draw(heads, key_heads)
+    output, weights = packed_causal_attention(
+        Layer(heads // key_heads),
+        *inputs,
+        None,
+        scaling=scale,
+        packing=Packing(LENGTHS, CPU),
+        sliding_window=window,
+        softcap=softcap,
+    )
     assert weights is None
-    expected = plain(query, key, value, LENGTHS, 16**-0.5 if scale is None else scale)
-    torch.testing.assert_close(output, expected.detach(), rtol=1e-5, atol=1e-6)
+    expected = plain(*inputs, LENGTHS, 0.25 if scale is None else scale, window, softcap)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_equal_the_plain_formula():
-    inputs = draw(4, 2)
-    packing = Packing.of(LENGTHS, torch.device("cpu"))
-    output, _ = packed_causal_attention(Layer(2), *inputs, None, packing=packing)
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    ours = torch.autograd.grad(output, inputs, upstream)
-    theirs = torch.autograd.grad(plain(*inputs, LENGTHS, 0.25), inputs, upstream)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flex attention as its own formula: no compiler, and no GPU."""
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(("window", "softcap"), WINDOW_AND_SOFTCAP)
+@pytest.mark.parametrize("width", [4, 16, 24])
+def test_flex_attention_equals_the_plain_formula(window: int | None, softcap: float | None, width: int):
+    inputs = draw(2, 2, width=width)
+    packing = Packing(LENGTHS, CPU)
+    with torch.no_grad():  # torch current has no gradient of flex attention on a CPU
+        output = attention._flex_packed_attention(*inputs, packing, 0.3, window, softcap)
+        expected = plain(*inputs, LENGTHS, 0.3, window, softcap)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """Flex attention captured as for a GPU, run by the formula; counts what was compiled."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    torch.compiler.reset()
+    attention._compiled_flex_attention.cache_clear()
+    yield counter
+    attention._compiled_flex_attention.cache_clear()
+    torch.compiler.reset()
+
+
+def run_flex(lengths: list[int], width: int = 16) -> None:
+    with torch.no_grad():
+        attention._flex_packed_attention(
+            *draw(2, 2, lengths, width), Packing(lengths, CPU), 0.3, window=40, softcap=None
+        )
+
+
+def test_flex_attention_is_not_compiled_anew_for_each_length(counted: CompileCounter):
+    for lengths in ([300, 5], [200], [64] * 9, [1, 700, 3], [129], [100] * 6, [77, 400], [256, 256]):
+        run_flex(lengths)
+    assert counted.frame_count == 1
+
+
+def test_flex_attention_never_falls_back_to_all_scores(
+    counted: CompileCounter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    run_flex([300, 5])
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        run_flex([300, 5], width=32)  # compiled anew, which a batch must never need
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """FlashAttention's operators of variable length for the CPU, by the plain formula; records their use."""
+    calls: list[tuple[int, int]] = []
+
+    def formula(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
+        flat = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        return plain(*flat, bounds.diff().tolist(), scale).squeeze(0)
+
+    def forward(q, k, v, bounds, _key_bounds, longest, _longest_key, dropout, causal, *_, scale):
+        calls.append((longest, q.shape[-1]))
+        assert causal
+        assert dropout == 0
+        assert bounds.dtype == torch.int32
+        nothing = q.new_zeros(0)
+        return formula(q, k, v, bounds, scale), nothing, nothing.long(), nothing.long(), nothing
+
+    def differentiate(upstream: Tensor, bounds: Tensor, scale: float, *qkv: Tensor):
+        inputs = [x.detach().requires_grad_() for x in qkv]
+        return torch.autograd.grad(formula(*inputs, bounds, scale), inputs, upstream)
+
+    def backward(upstream, q, k, v, _output, _lse, bounds, *_, scale):
+        with ThreadPoolExecutor(1) as fresh:  # this thread is below autograd
+            return fresh.submit(differentiate, upstream, bounds, scale, q, k, v).result()
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", forward, "CPU")
+    library.impl("_flash_attention_backward", backward, "CPU")
+    monkeypatch.setattr(sdpa, "_select_sdp_backend", lambda *_: SDPBackend.FLASH_ATTENTION)
+    yield calls
+    library._destroy()
+
+
+@pytest.mark.parametrize(("width", "padded"), [(4, 8), (12, 16), (16, 16)])
+def test_nested_attention_hands_flash_attention_the_documents(
+    flash: list[tuple[int, int]], width: int, padded: int
+):
+    inputs = draw(2, 2, width=width)
+    output = attention._nested_attention(*inputs, Packing(LENGTHS, CPU), 0.3)
+    expected = plain(*inputs, LENGTHS, 0.3)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert flash == [(130, padded)]
+
+
+def test_nested_attention_refuses_where_no_kernel_of_variable_length_runs():
+    with pytest.raises(RuntimeError, match="No viable backend"):
+        attention._nested_attention(*draw(2, 2), Packing(LENGTHS, CPU), 0.3)
+
+
+def test_queries_and_keys_take_the_type_of_values():
+    query, key, value = draw(2, 2)
+    packing = Packing(LENGTHS, CPU)
+    output, _ = packed_causal_attention(Layer(), query, key, value.bfloat16(), None, packing=packing)
+    same, _ = packed_causal_attention(
+        Layer(), query.bfloat16(), key.bfloat16(), value.bfloat16(), None, packing=packing
+    )
+    assert torch.equal(output, same)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"dropout": 0.1}, "no dropout"),
-        ({"packing": None}, "Layer lost the packing"),
-        ({"softcap": 50.0}, "softcap"),
-        ({"sliding_window": 4}, "130 tokens is longer than sliding_window = 4"),
-    ],
+    [({"dropout": 0.1}, "no dropout"), ({"packing": None}, "Layer lost the packing")],
 )
 def test_what_the_packed_kernels_lack_is_refused(change: dict[str, float | None], message: str):
-    options = {"packing": Packing.of(LENGTHS, torch.device("cpu")), **change}
+    options = {"packing": Packing(LENGTHS, CPU), **change}
     with pytest.raises(ConfigError, match=message):
         packed_causal_attention(Layer(), *draw(2, 2), None, **options)  # type: ignore[arg-type]
 
 
-def test_a_window_longer_than_every_document_changes_nothing():
-    packing = Packing.of(LENGTHS, torch.device("cpu"))
-    inputs = draw(2, 2)
-    without, _ = packed_causal_attention(Layer(), *inputs, None, packing=packing)
-    within, _ = packed_causal_attention(Layer(), *inputs, None, packing=packing, sliding_window=130)
-    assert torch.equal(without, within)
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 12, 64])
+@pytest.mark.parametrize(("window", "softcap"), WINDOW_AND_SOFTCAP)
+def test_cuda_equals_the_plain_formula(
+    dtype: torch.dtype, width: int, window: int | None, softcap: float | None
+):
+    device = torch.device("cuda")
+    inputs = [x.detach().to(device, dtype).requires_grad_() for x in draw(2, 2, width=width)]
+    output, _ = packed_causal_attention(
+        Layer(), *inputs, None, packing=Packing(LENGTHS, device), sliding_window=window, softcap=softcap
+    )
+    exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
+    expected = plain(*exact, LENGTHS, width**-0.5, window, softcap)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 2e-3  # TF32
+    upstream = torch.ones_like(output)
+    pairs = zip(
+        [output, *torch.autograd.grad(output, inputs, upstream)],
+        [expected, *torch.autograd.grad(expected, exact, upstream.double().cpu())],
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        assert (ours.double().cpu() - theirs).norm() <= tolerance * theirs.norm()

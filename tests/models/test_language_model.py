@@ -63,6 +63,25 @@ def test_grouped_query_attention():
     torch.testing.assert_close(packed[4:13], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
+def test_sliding_window_and_softcap(model_type: str):
+    """Gemma 2 has a softcap too, and the window in every other layer."""
+    model = seeded(
+        model_type,
+        model_args={"sliding_window": 4, "head_dim": 16, "query_pre_attn_scalar": 16}
+        if model_type == "gemma2"
+        else {"sliding_window": 4},
+    )
+    plain = AutoModel.from_config(model.backbone.config, attn_implementation="eager").eval()
+    plain.load_state_dict(model.backbone.state_dict())
+    tokens, positions = packed_inputs()
+    with torch.no_grad():
+        packed = model(model.embed(tokens), positions, LENGTHS)
+        for found, document in zip(packed.split(LENGTHS), tokens.split(LENGTHS), strict=True):
+            expected = plain(input_ids=document[None], use_cache=False).last_hidden_state[0]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_is_off_unless_asked_for():
     tokens, positions = packed_inputs()
     for model_type in ARCHITECTURES:
