@@ -28,7 +28,12 @@ class ErrorGroup(TyperGroup):
 
 
 app = typer.Typer(
-    cls=ErrorGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+    cls=ErrorGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-train vision encoders on images and text: convert and inspect data, check and train a YAML, "
+    "compare runs, take the encoder away.",
 )
 app.add_typer(
     typer.Typer(cls=ConvertGroup, callback=lambda: None, no_args_is_help=True),
@@ -53,11 +58,14 @@ def check(
     config: Config,
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(min=1, help="Devices the run will have.")] = 1,
+    device: Annotated[
+        Literal["cpu", "gpu"] | None, typer.Option(help="Their kind; without: as on this machine.")
+    ] = None,
 ) -> None:
     """Print a run's settings with the source of each, its model's size and what a batch holds."""
     from lcl_composer.commands.check import print_check
 
-    print_check(config, overrides or [], ranks)
+    print_check(config, overrides or [], ranks, device)
 
 
 @app.command("list")

@@ -10,6 +10,7 @@ from lcl_composer.build import build_trainer
 from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.config import RunConfig, compose
 from lcl_composer.config.checks import effective_negatives
+from lcl_composer.config.trial import this_device
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.kernels import resolve_backend
 from lcl_composer.nodes import name_signal_files_by_node
@@ -32,7 +33,7 @@ def train(path: Path, overrides: list[str]) -> None:
         LCLError: A problem that the user can mend, with a message of one line.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
-    composed = compose(path, overrides)  # before Composer is imported: a typo is told at once
+    composed = compose(path, overrides, this_device())
     only_safe_loads()
 
     from composer.utils import dist, get_device
@@ -45,8 +46,8 @@ def train(path: Path, overrides: list[str]) -> None:
             prepare(composed.run)
     trainer = build_trainer(composed)
     if dist.get_global_rank() == 0:
-        for dropped in composed.dropped:
-            print(f"note: {dropped}")
+        for note in composed.notes:
+            print(f"note: {note}")
         print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
     if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
         print(f"{composed.run.run_name} is already finished ({trainer.state.timestamp.batch}); nothing to do")

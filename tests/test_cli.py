@@ -152,3 +152,28 @@ def test_check_says_what_a_new_name_drops() -> None:
     assert "drops what was set for 'cosine_with_warmup': t_warmup" in lcl(
         "check", LAION, "scheduler.name=constant"
     )
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_check_cuts_nothing(monkeypatch: pytest.MonkeyPatch, columns: str | None) -> None:
+    monkeypatch.delenv("COLUMNS")
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    local = "/data/" + "a_long_name_of_a_folder/" * 5
+    output = lcl("check", LAION, f"data.train.local={local}")
+    assert "…" not in output
+    assert (local in output) == (columns is None)
+    cells = [line.strip("│").split("│")[1].strip() for line in output.splitlines() if line.count("│") == 4]
+    assert local in "".join(cells)
+
+
+def test_check_for_another_device() -> None:
+    arguments = ("check", LAION, "precision=amp_bf16")
+    assert row(lcl(*arguments, "--device", "gpu"), "precision")[1] == "amp_bf16"
+    assert "precision: amp_bf16 needs a GPU" in lcl(*arguments, "--device", "cpu", code=2)
+
+
+def test_help_is_for_those_who_use_it() -> None:
+    opening = lcl("--help").partition("Options")[0]
+    assert "Pre-train vision encoders" in opening
+    assert "import" not in opening

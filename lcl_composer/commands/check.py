@@ -6,30 +6,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lcl_composer.commands.terminal import console, folding_table
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, compose
 from lcl_composer.config.checks import effective_negatives
+from lcl_composer.config.trial import Device, this_device
 from lcl_composer.errors import DataError
 
 
-def print_check(path: Path, overrides: list[str], ranks: int) -> None:
+def print_check(path: Path, overrides: list[str], ranks: int, device: Device | None) -> None:
     """Print the resolved settings with their sources, parameters a part, and what a batch holds.
+
+    Args:
+        path: The experiment's YAML.
+        overrides: ``a.b=c`` settings laid over it.
+        ranks: Devices that the run will have.
+        device: Their kind; None: as on this machine.
 
     Raises:
         ConfigError: Anything about the settings is wrong.
     """
-    composed = compose(path, overrides)
+    composed = compose(path, overrides, device or this_device())
     check_batch_divides(composed.run, ranks)
     sizes, tokens_per_image, note = model_sizes(composed.run)
-    console = Console()
-    console.print(_settings(composed))
-    for dropped in composed.dropped:
-        console.print(f"note: {escape(dropped)}")
-    console.print(_sizes(sizes, note))
-    console.print(_batch(composed.run, ranks, tokens_per_image))
+    out = console()
+    out.print(_settings(composed))
+    for note in composed.notes:
+        out.print(f"note: {escape(note)}")
+    out.print(_sizes(sizes, note))
+    out.print(_batch(composed.run, ranks, tokens_per_image))
 
 
 def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
@@ -65,7 +72,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _settings(composed: ComposedConfig) -> Table:
-    table = Table("setting", "value", "source", title="Settings", title_justify="left")
+    table = folding_table("setting", "value", "source", title="Settings")
     for key, value in leaves(composed.run.model_dump(mode="json")):
         source = composed.source(key)
         table.add_row(key, escape(_yaml(value)), escape(source), style="dim" if source == "default" else "")
@@ -78,7 +85,8 @@ def _yaml(value: Any) -> str:
 
 
 def _sizes(sizes: dict[str, int], note: str) -> Table:
-    table = Table("part", "parameters", title="Model", title_justify="left", caption=escape(note))
+    table = folding_table("part", "parameters", title="Model")
+    table.caption = escape(note)
     for name, count in {**sizes, "total": sum(sizes.values())}.items():
         table.add_row(name, f"{count:,}")
     return table
@@ -87,7 +95,7 @@ def _sizes(sizes: dict[str, int], note: str) -> Table:
 def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     documents, micro = run.global_train_batch_size, run.device_train_microbatch_size
     images = run.data.max_tokens // (tokens_per_image + 2)
-    table = Table("a batch", "", title=f"Batch on {ranks} rank{'s'[: ranks > 1]}", title_justify="left")
+    table = folding_table("a batch", "", title=f"Batch on {ranks} rank{'s'[: ranks > 1]}")
     table.add_row("documents", f"{documents:,} ({documents // ranks:,} a rank)")
     table.add_row("tokens, at most", f"{documents * run.data.max_tokens:,}")
     table.add_row("images, at most", f"{documents * images:,} ({images} a document)")

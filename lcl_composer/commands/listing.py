@@ -5,20 +5,19 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from lcl_composer.commands.terminal import console, folding_table
 from lcl_composer.errors import ConfigError, did_you_mean
 from lcl_composer.registry import REGISTRIES, Registry
 
 
 def print_kinds() -> None:
     """Print the kinds of components and their names; imports none."""
-    table = Table("kind", "names")
+    table = folding_table("kind", "names")
     for kind, registry in REGISTRIES.items():
         table.add_row(kind, ", ".join(registry.names()))
-    Console().print(table)
+    console().print(table)
 
 
 def print_components(kind: str) -> None:
@@ -30,10 +29,10 @@ def print_components(kind: str) -> None:
     registry = REGISTRIES.get(kind.replace("-", "_"))
     if registry is None:
         raise ConfigError(f"list: unknown kind {kind!r}; {did_you_mean(kind, REGISTRIES)}")
-    table = Table("name", "parameters", "what it does", show_lines=True)
+    table = folding_table("name", "parameters", "what it does", show_lines=True)
     for name in registry.names():
         table.add_row(name, *_row(registry, name))
-    Console().print(table)
+    console().print(table)
 
 
 def _row(registry: Registry[Any], name: str) -> tuple[str, str]:

@@ -26,6 +26,9 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
         yield ("loss",), "both weights are 0; nothing would be trained"
     if run.loss.logit_scale_init > run.loss.logit_scale_max:
         yield ("loss", "logit_scale_init"), f"is above logit_scale_max, {run.loss.logit_scale_max}"
+    for section in ("evaluation", "callbacks"):
+        if "retrieval" in getattr(run, section) and run.data.eval is None:
+            yield (section, "retrieval"), "searches held-out documents; set data.eval"
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"

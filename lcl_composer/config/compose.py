@@ -21,6 +21,7 @@ from lcl_composer.config.core_schema import format_yaml, parse_yaml
 from lcl_composer.config.diagnose import COMPONENTS, ConfigProblem, validate
 from lcl_composer.config.layers import Layers
 from lcl_composer.config.schema import RunConfig
+from lcl_composer.config.trial import Device, warmup_note
 from lcl_composer.config.yaml_file import Key, YamlFile, read_yaml, shown
 from lcl_composer.errors import ConfigError
 
@@ -33,13 +34,12 @@ class ComposedConfig:
     """A checked configuration and where each of its values comes from.
 
     ``sources`` maps a dotted key to ``"file:line"`` or ``"command line"``; a key that is not in it has
-    its default. ``dropped`` has a line for each component that got another name, see
-    :class:`~lcl_composer.config.layers.Layers`.
+    its default. ``notes`` has a line for each thing that is allowed and perhaps not meant.
     """
 
     run: RunConfig
     sources: dict[str, str]
-    dropped: list[str]
+    notes: list[str]
 
     def source(self, key: str) -> str:
         """Return the source of a dotted key, or ``"default"``."""
@@ -50,12 +50,14 @@ class ComposedConfig:
         return format_yaml(self.run.model_dump(mode="json"))
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> ComposedConfig:
+def compose(path: Path, overrides: Sequence[str] = (), device: Device | None = None) -> ComposedConfig:
     """Read, merge, resolve and check.
 
     Args:
         path: The experiment's YAML.
         overrides: ``a.b=c`` each; the value is read as YAML.
+        device: What the run will train on, to try the settings on Composer's own objects as well; None: the
+            run is over, or is only looked at.
 
     Raises:
         ConfigError: Names every problem at once, each with its source, its key and what to do.
@@ -65,9 +67,10 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> ComposedConfig:
         layers.add({k: v for k, v in file.content.items() if k != "extends"}, file.where)
     layers.add(_parse_overrides(overrides), lambda key: COMMAND_LINE)
     values, problems = _resolve(layers)
-    run = validate(values, layers, problems, shown(Path(path)))
+    run = validate(values, layers, problems, shown(Path(path)), device)
     sources = {".".join(key): source for key, source in layers.sources.items()}
-    return ComposedConfig(run, sources, layers.dropped)
+    warmup = warmup_note(run) if device else None
+    return ComposedConfig(run, sources, [*layers.dropped, *([warmup] if warmup else [])])
 
 
 def _files(path: Path, chain: tuple[Path, ...]) -> Iterator[YamlFile]:

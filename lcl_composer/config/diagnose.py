@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
@@ -13,6 +14,7 @@ from lcl_composer import registry
 from lcl_composer.config.checks import cross_problems
 from lcl_composer.config.layers import Layers
 from lcl_composer.config.schema import RunConfig
+from lcl_composer.config.trial import Device, trial_problems
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import ConfigError, did_you_mean
 from lcl_composer.registry import Registry
@@ -49,7 +51,9 @@ class ConfigProblem:
         return f"{self.where}: {'.'.join(self.key)}: {self.message}"
 
 
-def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem], file: str) -> RunConfig:
+def validate(
+    values: dict[str, Any], layers: Layers, found: list[ConfigProblem], file: str, device: Device | None
+) -> RunConfig:
     """Return the checked configuration.
 
     Args:
@@ -57,6 +61,7 @@ def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem],
         layers: Where they come from.
         found: Problems known already; their keys are not reported again.
         file: The experiment's file, which stands for what is set nowhere.
+        device: What the run will train on; None: it is not tried on Composer's objects.
 
     Raises:
         ConfigError: Lists the problems, one a line.
@@ -69,8 +74,12 @@ def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem],
         problems |= _schema_problems(error, values)
     problems |= dict(_component_problems(values)) | dict(_null_problems(layers, values))
     problems |= dict(_empty_problems(layers))
-    if run:
-        problems = dict(cross_problems(run)) | problems
+    if rest := run or _without(values, problems):
+        more = (trial_problems(rest, device) if device else {}) | dict(cross_problems(rest))
+        if ("max_duration",) in problems:
+            more.pop(("scheduler",), None)  # tried on a duration that is not the run's
+        told = set(problems)
+        problems |= {k: text for k, text in more.items() if not any(t[: len(k)] == k for t in told)}
     known = {problem.key for problem in found}
     new = [
         ConfigProblem(_where(layers, key, file), key, text)
@@ -80,6 +89,18 @@ def validate(values: dict[str, Any], layers: Layers, found: list[ConfigProblem],
     if found or new or run is None:
         raise ConfigError(_report([*found, *new]))
     return run
+
+
+def _without(values: dict[str, Any], problems: Iterable[Key]) -> RunConfig | None:
+    """The settings without the wrong ones, so that the others are looked at in the same go; None: no such."""
+    rest = copy.deepcopy(values)
+    for key in problems:
+        if isinstance(above := _at(rest, key[:-1]), dict):
+            above.pop(key[-1], None)
+    try:
+        return RunConfig.model_validate_json(json.dumps({"max_duration": "1ba"} | rest), strict=True)
+    except ValidationError:
+        return None
 
 
 def _where(layers: Layers, key: Key, file: str) -> str:

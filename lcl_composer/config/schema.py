@@ -8,21 +8,33 @@ against the constructor by the registries.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-_TIME = r"^\d+(\.\d+)?(ep|ba|sp|tok|dur|sec|iter)$"
+_WHOLE = r"0*[1-9]\d*"
+_DURATION = rf"^{_WHOLE}(ep|ba|sp|tok)$"
+_INTERVAL = rf"^({_WHOLE}(ep|ba|sp|tok|sec)|(0?\.\d*[1-9]\d*|1|1\.0*)dur)$"
 
 
-def _check_time(value: Any) -> Any:
-    if not isinstance(value, str) or not re.match(_TIME, value):
-        raise ValueError(f"should be a time such as 2000ba, 3ep or 0.5dur, got {value!r}")
-    return value
+def _time(pattern: str, examples: str) -> Any:
+    """A string of Composer's time, of the units that it takes in this place."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or not re.match(pattern, value):
+            raise ValueError(f"should be {examples}, got {value!r}")
+        return value
+
+    return Annotated[str, BeforeValidator(check), Field(json_schema_extra={"pattern": pattern})]
 
 
-#: A Composer time string: a number and a unit (ep, ba, sp, tok, dur, sec, iter).
-Time = Annotated[str, BeforeValidator(_check_time), Field(json_schema_extra={"pattern": _TIME})]
+if TYPE_CHECKING:
+    Duration = Interval = str
+else:
+    #: How long: a whole number of epochs, batches, samples or tokens.
+    Duration = _time(_DURATION, "a whole number of ep, ba, sp or tok, such as 3ep or 2000ba")
+    #: How often: that, or seconds, or a share of the run.
+    Interval = _time(_INTERVAL, "a whole number of ep, ba, sp, tok or sec, or a share such as 0.1dur")
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -206,7 +218,7 @@ class RunConfig(Section):
 
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run; its files go to runs/<run_name>."""
-    seed: int = 17
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Seed of the weights, the data's random draws and the layout."""
     model: ModelConfig
     tokenizer: Component
@@ -221,9 +233,9 @@ class RunConfig(Section):
     """Documents in a batch over all ranks."""
     device_train_microbatch_size: PositiveInt | Literal["auto"] | None = None
     """Documents a rank takes at once; null: its whole batch. Fewer give L_con fewer negatives."""
-    max_duration: Time
+    max_duration: Duration
     """When training ends."""
-    eval_interval: Time = "1ep"
+    eval_interval: Interval = "1ep"
     """How often `data.eval` is evaluated."""
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] | None = None
     """null: fp32 on CPU, amp_bf16 on GPU."""
@@ -235,9 +247,9 @@ class RunConfig(Section):
     """Where metrics go besides runs/<run_name>/metrics.jsonl, by name."""
     save_folder: str = Field(default_factory=lambda values: f"runs/{values.get('run_name')}/checkpoints")
     """Where checkpoints go; runs/<run_name>/checkpoints unless set."""
-    save_interval: Time = "1ep"
+    save_interval: Interval = "1ep"
     """How often a checkpoint is written."""
-    save_num_checkpoints_to_keep: int = 3
+    save_num_checkpoints_to_keep: PositiveInt | Literal[-1] = 3
     """The oldest checkpoints beyond this number are deleted; -1 keeps all."""
     autoresume: bool = True
     """Continue from the latest checkpoint in `save_folder`."""

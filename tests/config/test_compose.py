@@ -172,7 +172,7 @@ def test_a_component_of_another_name_drops_the_parameters_of_the_old_one(tmp_pat
     composed = compose(path, ["optimizer.name=sgd"])
     assert composed.run.optimizer.spec() == {"name": "sgd", "lr": 0.1}
     assert composed.run.scheduler.spec() == {"name": "constant"}
-    assert composed.dropped == [
+    assert composed.notes == [
         "optimizer is 'sgd' now and drops what was set for 'adamw': betas, weight_decay, fused",
         "scheduler is 'constant' now and drops what was set for 'cosine_with_warmup': t_warmup",
     ]
@@ -191,7 +191,7 @@ def test_nested_parameters_of_the_old_component_are_dropped_too(tmp_path: Path) 
 def test_the_same_name_again_drops_nothing(tmp_path: Path) -> None:
     composed = compose(experiment(tmp_path, "optimizer: {name: adamw, lr: 0.1}"))
     assert composed.run.optimizer.spec()["betas"] == [0.9, 0.98]
-    assert composed.dropped == []
+    assert composed.notes == []
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ run_name: null
         ":12: callbacks.speed_monitr: unknown callback 'speed_monitr'; did you mean 'speed_monitor'?",
         ":13: callbacks.memory_monitor.x: unknown parameter of callback 'memory_monitor'",
         ":14: device_train_microbatch_size: should be a valid integer; or should be 'auto', got 'atuo'",
-        ":15: max_duration: should be a time such as 2000ba, 3ep or 0.5dur, got 3",
+        ":15: max_duration: should be a whole number of ep, ba, sp or tok, such as 3ep or 2000ba, got 3",
         ":16: run_name: missing",
         "command line: seeed: unknown key; did you mean 'seed'?",
     ]

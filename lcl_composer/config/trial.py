@@ -1,0 +1,158 @@
+"""Settings tried on Composer's own objects: what is right in form and would be refused minutes later.
+
+The optimizer, the schedule, algorithms, callbacks and loggers are built and thrown away; the schedule is
+asked for its learning rates. The model and the data are not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lcl_composer.config.schema import RunConfig, StreamConfig
+from lcl_composer.config.yaml_file import Key
+from lcl_composer.errors import one_line
+from lcl_composer.registry import algorithms, callbacks, evaluators, loggers, optimizers, schedulers
+
+if TYPE_CHECKING:
+    from composer.core import State
+    from composer.optim import ComposerScheduler
+
+#: What a run trains on.
+Device = Literal["cpu", "gpu"]
+
+#: Batches of an epoch where the number of documents is not known: enough to try units on.
+_SOME_BATCHES = 1000
+#: Below this share of `optimizer.lr` at its highest, a schedule has not come out of its warm-up.
+_PEAK = 0.9
+
+
+def this_device() -> Device:
+    """Return what a run on this machine trains on."""
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def trial_problems(run: RunConfig, device: Device) -> dict[Key, str]:
+    """Return the key and the message of everything that Composer would refuse.
+
+    Args:
+        run: Settings that have passed all checks of form.
+        device: What the run will train on.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will say them
+        return dict(_problems(run, device))
+
+
+def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
+    if device == "cpu" and run.precision not in (None, "fp32"):
+        yield ("precision",), f"{run.precision} needs a GPU and this run has none; use fp32 or null"
+    if device == "cpu" and run.device_train_microbatch_size == "auto":
+        yield ("device_train_microbatch_size",), "auto needs a GPU and this run has none; give a number"
+    yield from _refusals(("optimizer",), optimizers, run.optimizer.spec(), params=_parameters())
+    refused = list(_refusals(("scheduler",), schedulers, run.scheduler.spec()))
+    yield from refused or _schedule_problems(run)
+    tables = {"algorithms": algorithms, "callbacks": callbacks, "loggers": loggers, "evaluation": evaluators}
+    for section, table in tables.items():
+        for name, parameters in getattr(run, section).items():
+            yield from _refusals((section, name), table, {**parameters, "name": name}, log_dir="")
+
+
+def _refusals(key: Key, table: Any, spec: dict[str, Any], **injected: Any) -> Iterator[tuple[Key, str]]:
+    """What a constructor says to its parameters."""
+    try:
+        table.build(spec, **injected)
+    except Exception as error:  # of any library, or a drop-in
+        yield key, one_line(error)
+
+
+def _parameters() -> list[Any]:
+    from torch import nn
+
+    return [nn.Parameter()]
+
+
+def _schedule_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    try:
+        schedulers.build(run.scheduler.spec())(_state(run, _SOME_BATCHES))
+    except Exception as error:
+        yield ("scheduler",), f"does not go with max_duration {run.max_duration}: {one_line(error)}"
+
+
+def _state(run: RunConfig, batches: int) -> State:
+    """A state of Composer's with the length of the run and of its epochs in batches, and no model."""
+    from composer.core import State
+    from composer.devices import DeviceCPU
+    from torch import nn
+
+    state = State(
+        model=nn.Identity(),
+        rank_zero_seed=0,
+        run_name=run.run_name,
+        device=DeviceCPU(),
+        max_duration=run.max_duration,
+    )
+    state.set_dataloader(range(batches), "train")
+    return state
+
+
+def warmup_note(run: RunConfig) -> str | None:
+    """Return a line if the learning rate never comes near `optimizer.lr`, None if it does or nobody knows."""
+    spec, batches = run.scheduler.spec(), _batches_an_epoch(run)
+    if "t_warmup" not in schedulers.parameters(spec["name"]):
+        return None
+    if batches is None and any(time.endswith("ep") for time in (run.max_duration, str(spec["t_warmup"]))):
+        return None
+    highest = max(_multipliers(run, schedulers.build(spec), batches or _SOME_BATCHES))
+    if highest >= _PEAK:
+        return None
+    return (
+        f"the run ends in its warm-up: the learning rate comes to {highest:.1%} of optimizer.lr; "
+        f"shorten scheduler.t_warmup or lengthen max_duration ({run.max_duration})"
+    )
+
+
+def _multipliers(
+    run: RunConfig, scheduler: ComposerScheduler, batches: int, points: int = 1000
+) -> list[float]:
+    """What the schedule multiplies the learning rate with, from the start of the run to its end."""
+    from composer.core import Time, Timestamp, TimeUnit
+
+    state = _state(run, batches)
+    total = Time.from_timestring(run.max_duration)
+    in_epochs = total.unit == TimeUnit.EPOCH
+    length, unit = (total.value * batches, "batch") if in_epochs else (total.value, total.unit.name.lower())
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a warm-up of 0
+        for step in range(min(length, points) + 1):
+            at = round(step * length / min(length, points))
+            state.timestamp = Timestamp(**{unit: at}, epoch=at // batches if in_epochs else 0)
+            found.append(float(scheduler(state)))
+    return found
+
+
+def _batches_an_epoch(run: RunConfig) -> int | None:
+    """Return the batches of a training epoch, or None where the shards are not here to be counted."""
+    documents = _documents(run.data.train)
+    return documents // run.global_train_batch_size or None if documents is not None else None
+
+
+def _documents(stream: StreamConfig) -> int | None:
+    if stream.epoch_size is not None:
+        return stream.epoch_size
+    if stream.generate is not None:
+        documents = stream.generate.spec().get("documents")
+        return documents if isinstance(documents, int) else None
+    if stream.local is None:
+        return None
+    try:
+        index = json.loads(Path(stream.local, stream.split or "", "index.json").read_text())
+        return sum(shard["samples"] for shard in index["shards"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
