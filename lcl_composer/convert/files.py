@@ -34,6 +34,11 @@ def walk(folder: Path, suffixes: frozenset[str]) -> Iterator[str]:
         stack.extend(f"{here}{name}/" for name, is_folder in reversed(found) if is_folder)
 
 
+def is_litter(name: str) -> bool:
+    """Say whether a file is what macOS puts beside others (AppleDouble, ``__MACOSX``), which no one means."""
+    return os.path.basename(name).startswith("._") or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+
+
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield lists of ``size`` items, the last one shorter."""
     iterator = iter(items)

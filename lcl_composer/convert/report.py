@@ -19,7 +19,7 @@ from lcl_composer.data.words import document_words
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
 #: The fields that count by reason or split.
-_COUNTERS = ("kept", "dropped", "dropped_images", "broken", "mended")
+_COUNTERS = ("kept", "dropped", "dropped_images", "broken", "mended", "passed_over")
 #: The fields that are distributions.
 _DISTRIBUTIONS = ("images", "words", "tokens", "similarities")
 
@@ -75,6 +75,7 @@ class ConversionReport:
     dropped_images: Counter[str] = field(default_factory=Counter)  # images by reason
     broken: Counter[str] = field(default_factory=Counter)  # files that could not be read to their end
     mended: Counter[str] = field(default_factory=Counter)  # kept with a repair or a guess, by what it was
+    passed_over: Counter[str] = field(default_factory=Counter)  # files that no document could come of
     named: dict[str, list[str]] = field(default_factory=dict)  # reason -> the first samples
     images: Distribution = field(default_factory=Distribution)  # images a kept document
     words: Distribution = field(default_factory=Distribution)  # words a kept document
@@ -138,6 +139,13 @@ class ConversionReport:
         self.mended[what] += 1
         self._name(what, name)
 
+    def pass_over(self, what: str, name: str) -> None:
+        """Count a file that was not read, most often by its suffix; only the first ones are named."""
+        self.passed_over[what] += 1
+        names = self.named.setdefault(what, [])
+        if len(names) < _NAMED:
+            names.append(name)
+
     def _name(self, reason: str, name: str) -> None:
         names = self.named.setdefault(reason, [])
         if len(names) < _NAMED:
@@ -171,6 +179,8 @@ class ConversionReport:
             table.add_row(escape("broken files: " + reason), f"{count:,}")
         for what, count in self.mended.most_common():
             table.add_row(escape("mended: " + what), f"{count:,}")
+        for what, count in self.passed_over.most_common():
+            table.add_row(escape("not read: " + what), f"{count:,}")
         table.add_row("images a document", f"{self.images.mean:.1f} (median {self.images.median})")
         table.add_row("words a document", f"{self.words.mean:.0f} (median {self.words.median})")
         table.add_row("text tokens a document", f"{self.tokens.mean:.0f} (median {self.tokens.median})")

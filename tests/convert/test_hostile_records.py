@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcl_composer.convert.files import parse_json
-from lcl_composer.convert.img2dataset import Img2Dataset, _Group
+from lcl_composer.convert.img2dataset import Img2Dataset
 from lcl_composer.convert.karpathy import Coco
 from lcl_composer.convert.karpathy import _facts as karpathy_facts
 from lcl_composer.convert.mmc4 import MMC4, MMC4Pairs
@@ -23,6 +23,7 @@ from lcl_composer.convert.obelics import Obelics
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Rejected, Source
 from lcl_composer.convert.table import Table
+from lcl_composer.convert.tars import Group
 from lcl_composer.convert.worker import valid_document
 from tests.convert.samples import picture
 
@@ -64,7 +65,7 @@ CASES: dict[str, tuple[Source, st.SearchStrategy, Callable[[Any], Any]]] = {
     "img2dataset": (
         Img2Dataset(HERE, **OPTIONS),
         record("similarity", "LANGUAGE", "caption") | values,
-        lambda r: _Group("x", {".jpg": picture(8), ".json": json.dumps(r).encode()}),
+        lambda r: Group("x", {".jpg": picture(8), ".json": json.dumps(r).encode()}),
     ),
     "coco": (
         Coco(HERE),

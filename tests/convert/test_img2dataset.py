@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -77,6 +80,107 @@ def test_a_link_in_a_tar_is_not_followed(tmp_path):
     report, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path)
     assert list(documents) == ["0/a"]
     assert dict(report.dropped) == {"no regular file in the tar": 1}
+
+
+def write_members(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
+    """Write a tar whose members may share a name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            data = content if isinstance(content, bytes) else content.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path.parent
+
+
+RED, GREEN = picture(colour="red", kind="JPEG"), picture(colour="green", kind="JPEG")
+
+
+@pytest.mark.parametrize(
+    ("members", "kept", "dropped"),
+    [
+        (  # two samples of one name run into each other
+            [("0.jpg", RED), ("0.txt", "red"), ("0.jpg", GREEN), ("0.json", "{}")],
+            [],
+            {"several images or texts of one name in the tar": 1},
+        ),
+        (
+            [("0.jpg", RED), ("0.png", GREEN), ("0.txt", "red")],
+            [],
+            {"several images or texts of one name in the tar": 1},
+        ),
+        (
+            [
+                ("0.jpg", RED),
+                ("0.txt", "red"),
+                ("1.jpg", RED),
+                ("1.txt", "one"),
+                ("0.jpg", GREEN),
+                ("0.txt", "g"),
+            ],
+            ["red", "one"],
+            {"another sample of its name in the tar": 1},
+        ),
+        (  # images first, then texts
+            [("0.jpg", RED), ("1.jpg", GREEN), ("2.jpg", RED), ("0.txt", "red"), ("1.txt", "green")],
+            [],
+            {"its members stand apart: the tar is not sorted": 2, "caption missing": 1},
+        ),
+        (
+            [("0.jpg", RED), ("0.txt", "red"), ("1.txt", "one"), ("2.heic", b"x"), ("2.txt", "two")],
+            ["red"],
+            {"image missing": 1, "image of a format not read (.heic)": 1},
+        ),
+    ],
+)
+def test_no_picture_gets_the_caption_of_another(tmp_path, members, kept, dropped):
+    folder = write_members(tmp_path / "laion/0.tar", [*members, ("z.jpg", RED), ("z.txt", "last")])
+    report, documents = run(Img2Dataset(folder), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == [*kept, "last"]
+    assert all(shown(d)[0] == RED for d in documents.values())
+    assert dict(report.dropped) == dropped
+
+
+def test_what_macos_adds_splits_no_sample(tmp_path):
+    members: list[tuple[str, bytes | str]] = []
+    for key in ("000", "001"):
+        for name, content in ((f"{key}.jpg", RED), (f"{key}.json", "{}"), (f"{key}.txt", f"caption {key}")):
+            members += [
+                (f"./._{name}", b"\0\x05\x16\x07"),
+                (f"__MACOSX/{name}", b"x"),
+                (f"./{name}", content),
+            ]
+    report, documents = run(Img2Dataset(write_members(tmp_path / "laion/0.tar", members)), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["caption 000", "caption 001"]
+    assert report.read == 2
+
+
+def test_members_that_are_not_read_are_counted(tmp_path):
+    folder = write_members(
+        tmp_path / "laion/0.tar", [("0.jpg", RED), ("0.npy", b"x"), ("0.txt", "red"), ("README", "r")]
+    )
+    report, documents = run(Img2Dataset(folder), tmp_path)
+    assert list(documents) == ["0/0"]
+    assert dict(report.passed_over) == {".npy in a tar": 1, "no suffix in a tar": 1}
+    assert report.named[".npy in a tar"] == ["0.tar: 0.npy"]
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "0.TGZ", "0.tar"])
+def test_compressed_tars_are_read_and_broken_ones_counted(tmp_path, name):
+    noisy = RED + random.Random(0).randbytes(30_000)  # that a part of it does not inflate to the whole
+    members: dict[str, bytes | str] = {}
+    for i in range(9):
+        members |= {f"{i}.jpg": noisy, f"{i}.txt": str(i)}
+    write_tar(tmp_path / "laion/x", members)
+    whole = gzip.compress((tmp_path / "laion/x").read_bytes())
+    (tmp_path / "laion" / name).write_bytes(whole)
+    report, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path)
+    assert (list(documents), report.broken.total()) == ([f"0/{i}" for i in range(9)], 0)
+    (tmp_path / "laion" / name).write_bytes(whole[: len(whole) // 2])
+    report, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path / "cut")
+    assert 0 < len(documents) < 9
+    assert report.broken.total() == 1
 
 
 @pytest.mark.parametrize("cut", [10_240, 7_000, 6_144, 5_632, 3_900, 100])
