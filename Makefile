@@ -1,11 +1,14 @@
-# The commands of this project; `make` alone lists them. VENV=folder and PYTHON=interpreter may be given.
+# The commands of this project; `make` alone lists them. VENV=folder and PYTHON=interpreter may be given,
+# and TORCH=current for the versions of torch-current/ in an environment of their own.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-VENV ?= .venv
+TORCH ?= pinned
+VENV ?= .venv$(patsubst %,-%,$(filter-out pinned,$(TORCH)))
+PINS := $(if $(filter current,$(TORCH)),torch-current/constraints.txt torch-current/overrides.txt,constraints.txt)
 READY := $(VENV)/.installed
 REAL := data/real
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -22,10 +25,10 @@ export MPLBACKEND := Agg
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/  make /'
 
-$(READY): pyproject.toml constraints.txt scripts/setup.sh
-	@scripts/setup.sh $(VENV)
+$(READY): pyproject.toml $(PINS) scripts/setup.sh
+	@scripts/setup.sh $(VENV) $(TORCH)
 
-setup: $(READY) ## make the virtual environment at the pinned versions (the others do it by themselves)
+setup: $(READY) ## make the virtual environment at the pinned versions (the others do it by themselves); TORCH=current: newer ones
 
 demo: $(READY) ## train on generated documents and print what the encoder learnt (minutes on two CPU cores)
 	@$(RUN) composer train.py yamls/quickstart.yaml
@@ -58,6 +61,9 @@ $(REAL)/classes: | $(REAL)/stamps/train/index.json
 lock: $(READY) ## pin anew what pyproject.toml asks for, keeping the versions that still fit (needs uv)
 	@$(RUN) uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
 		--custom-compile-command 'make lock' --no-annotate --quiet --output-file constraints.txt
+	@$(RUN) uv pip compile pyproject.toml --extra dev --universal --python-version 3.12 \
+		--override torch-current/overrides.txt --custom-compile-command 'make lock' --no-annotate --quiet \
+		--output-file torch-current/constraints.txt
 
 clean: ## remove the environment and the caches; runs/ and data/ stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

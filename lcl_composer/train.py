@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lcl_composer.build import build_trainer
 from lcl_composer.checkpoint import only_safe_loads
+from lcl_composer.compatibility import mend_composer
 from lcl_composer.config import RunConfig, compose
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.trial import this_device
@@ -35,6 +36,7 @@ def train(path: Path, overrides: list[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     composed = compose(path, overrides, this_device())
     only_safe_loads()
+    mend_composer()
 
     from composer.utils import dist, get_device
 

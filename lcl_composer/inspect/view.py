@@ -161,7 +161,7 @@ class Viewer:
 
     def _text(self, ids: np.ndarray, context: bool) -> Iterator[TextRow]:
         """Yield the row of text, if there is any; ``<start_of_text>`` stands in the first one."""
-        opens = len(ids) > 0 and ids[0] == self.tokenizer.start_of_text
+        opens = bool(len(ids) > 0 and ids[0] == self.tokenizer.start_of_text)
         mark = [Piece("<start_of_text>", 1, mark=True, predicted=False)] if opens else []
         if len(ids):
             pieces = pieces_of(ids[opens:].tolist(), self.tokenizer)
