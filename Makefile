@@ -50,7 +50,7 @@ $(REAL)/packages/.fetched: scripts/fetch_real.sh
 	@scripts/fetch_real.sh $(@D) && touch $@
 
 $(REAL)/pages/train/index.json: | $(READY) $(REAL)/packages/.fetched
-	@$(RUN) lcl convert html $(REAL)/packages/usr/share/gimp/2.0/help/en $(REAL)/pages --held-out 0.1
+	@$(RUN) lcl convert html $(REAL)/packages/usr/share/gimp/2.0/help/en $(REAL)/pages --held-out 0.1 --max-tokens 0
 
 $(REAL)/stamps/train/index.json: | $(READY) $(REAL)/packages/.fetched
 	@$(RUN) lcl convert captions $(REAL)/packages/usr/share/tuxpaint/stamps $(REAL)/stamps --held-out 0.25

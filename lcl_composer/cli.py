@@ -148,8 +148,14 @@ def inspect(
     out: Annotated[Path, typer.Argument(help="MDS shards of Documents, as lcl convert writes them.")],
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Write one offline page instead.")] = None,
     tokenizer: Annotated[str, typer.Option(help="clip, or the path of a tokenizers JSON file.")] = "clip",
-    max_tokens: Annotated[int, typer.Option(help="Documents are cut here, as by data.max_tokens.")] = 2048,
-    tokens_per_image: Annotated[int, typer.Option(help="Patch tokens; 49 for B/32, 196 for B/16.")] = 196,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="As data.max_tokens; if absent, what documents were split for, or 2048."),
+    ] = None,
+    tokens_per_image: Annotated[
+        int | None,
+        typer.Option(help="49 for B/32, 196 for B/16; if absent, what documents were split for, or 196."),
+    ] = None,
     image_first_probability: Annotated[float, typer.Option(help="As data.image_first_probability.")] = 0.5,
     min_context_tokens: Annotated[int, typer.Option(help="As data.min_context_tokens.")] = 1,
     image_size: Annotated[int, typer.Option(min=1, help="Side of the images, as data.image_size.")] = 224,
@@ -161,8 +167,15 @@ def inspect(
     """Show documents as the model will see them, and the health of the data set."""
     from lcl_composer.commands.inspect import print_inspection
     from lcl_composer.data.interleave import LayoutRules
+    from lcl_composer.inspect.survey import split_limits
 
-    rules = LayoutRules(tokens_per_image, max_tokens, image_first_probability, min_context_tokens)
+    split_at, split_for = split_limits(out)
+    rules = LayoutRules(
+        split_for if tokens_per_image is None else tokens_per_image,
+        split_at if max_tokens is None else max_tokens,
+        image_first_probability,
+        min_context_tokens,
+    )
     print_inspection(
         out,
         html,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.tokenizer import BPETokenizer, CLIPTokenizer
+from lcl_composer.data.tokenizer import loaded_tokenizer
 from lcl_composer.inspect.health import FATES
 from lcl_composer.inspect.histogram import histogram
 from lcl_composer.inspect.inspect_page import data_set_name, scope, settings, tiles, write_page
@@ -48,7 +48,7 @@ def print_inspection(
     Raises:
         LCLError: If the data set or the tokenizer cannot be read.
     """
-    viewer = Viewer(CLIPTokenizer() if tokenizer == "clip" else BPETokenizer(tokenizer), rules, seed, epoch)
+    viewer = Viewer(loaded_tokenizer(tokenizer), rules, seed, epoch)
     console = Console()
     found = survey(folder, viewer, image_size, sample, documents, progress=console.is_terminal)
     if page is None:
@@ -75,7 +75,7 @@ def print_survey(found: Survey, console: Console) -> None:
 def _numbers(found: Survey) -> Table:
     health, conversion = found.health, found.conversion
     table = Table(title="Health", show_header=False, title_justify="left")
-    for label, value, note in tiles(health):
+    for label, value, note in tiles(found):
         table.add_row(label, value, note)
     for label, values in (
         ("Images a document", health.images),

@@ -12,10 +12,11 @@ from lcl_composer.convert.assemble import Assembler
 from lcl_composer.convert.encoding import decode_html
 from lcl_composer.convert.files import batched, inside, walk
 from lcl_composer.convert.images import read_file, read_image
+from lcl_composer.convert.long_documents import Interleaved
 from lcl_composer.convert.report import ConversionReport
-from lcl_composer.convert.source import Converted, Part, Rejected, Source
+from lcl_composer.convert.source import Converted, Part, Rejected
 from lcl_composer.convert.text import display_name, speaks
-from lcl_composer.convert.web_page import ImageReference, page_content, page_language
+from lcl_composer.convert.web_page import Heading, ImageReference, page_content, page_language
 from lcl_composer.data.document import Document
 
 _SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
@@ -23,7 +24,7 @@ _PART_PAGES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class HTML(Source):
+class HTML(Interleaved):
     """A folder of web pages and the images beside them.
 
     One document a page: text and images in reading order, images fixed in their places.
@@ -40,6 +41,7 @@ class HTML(Source):
     min_side: int = 64
     min_words: int = 20
     max_images: int | None = None
+    max_tokens: int = 2048
     language: list[str] | None = None
 
     kind: ClassVar[str] = "html"
@@ -59,13 +61,16 @@ class HTML(Source):
         html = decode_html(read_file(inside(self.source, record)), name, report)
         if self.language and (language := page_language(html)) and not speaks(language, self.language):
             raise Rejected("another language")
-        document = Assembler(name, self.max_images, report)
+        assembler = Assembler(name, self.max_images, report)
+        headings = []
         for part in page_content(html):
             if isinstance(part, ImageReference):
-                document.image(part.src, lambda src=part.src: self._read(src, path))
+                assembler.image(part.src, lambda src=part.src: self._read(src, path))
             else:
-                document.text(part)
-        yield Converted(Document(name, f"{self.source.name}/{name}", tuple(document.segments)), name)
+                assembler.text(part)
+                headings += [part] if isinstance(part, Heading) else []
+        document = Document(name, f"{self.source.name}/{name}", tuple(assembler.segments))
+        yield Converted(document, name, headings=tuple(headings))
 
     def _read(self, src: str, page: Path) -> bytes:
         """Return the image that an ``<img src>`` of a page names; a path from ``/`` starts at the source."""

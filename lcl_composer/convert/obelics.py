@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from lcl_composer.convert.assemble import Assembler
 from lcl_composer.convert.files import walk
+from lcl_composer.convert.long_documents import Interleaved
 from lcl_composer.convert.report import ConversionReport
-from lcl_composer.convert.source import Converted, Part, Rejected, Source
+from lcl_composer.convert.source import Converted, Part, Rejected
 from lcl_composer.convert.tables import check_columns, table_parts, table_rows
 from lcl_composer.convert.text import display_name
 from lcl_composer.convert.urls import image_of
@@ -22,7 +23,7 @@ _END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Obelics(Source):
+class Obelics(Interleaved):
     """OBELICS: Parquet files whose lists ``images`` and ``texts`` hold one of the two at each place.
 
     One document a row, images fixed in their places. Texts that become neighbours because the image between

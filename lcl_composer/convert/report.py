@@ -19,7 +19,7 @@ from lcl_composer.data.words import document_words
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
 #: The fields that count by reason or split.
-_COUNTERS = ("kept", "dropped", "dropped_images", "broken", "mended", "passed_over")
+_COUNTERS = ("kept", "dropped", "dropped_images", "broken", "mended", "passed_over", "split")
 #: The fields that are distributions.
 _DISTRIBUTIONS = ("images", "words", "tokens", "similarities")
 
@@ -81,6 +81,7 @@ class ConversionReport:
     words: Distribution = field(default_factory=Distribution)  # words a kept document
     tokens: Distribution = field(default_factory=Distribution)  # text tokens (CLIP's) a kept document
     similarities: Distribution = field(default_factory=Distribution)  # image to text, in hundredths, read
+    split: Counter[str] = field(default_factory=Counter)  # what the Splitter did
     image_bytes: int = 0
     shard_bytes: int = 0  # as stored, compressed
     seconds: float = field(default=0.0, metadata={"saved": False})
@@ -96,8 +97,18 @@ class ConversionReport:
 
     @property
     def read(self) -> int:
-        """Documents read: kept or dropped."""
-        return self.documents + sum(self.dropped.values())
+        """Documents read: kept, whole or split, or dropped."""
+        whole = self.documents - self.split["pieces"] + self.split["documents"]
+        return whole + sum(self.dropped.values())
+
+    @property
+    def reach_unsplit(self) -> tuple[float, float]:
+        """Shares of the images and of the text tokens that would reach a loss had nothing been split."""
+        tokens = self.tokens.total - self.split["tokens repeated"]
+        return (
+            1 - self.split["images rescued"] / max(1, self.images.total),
+            1 - self.split["tokens rescued"] / max(1, tokens),
+        )
 
     def keep(self, document: Document, split: str, tokens: int) -> None:
         """Count a document that was written, with its number of text tokens."""
@@ -172,6 +183,14 @@ class ConversionReport:
         table.add_row("documents kept", _with_parts(self.documents, self.kept))
         for reason, count in self.dropped.most_common():
             table.add_row(escape("  dropped: " + reason), f"{count:,}")
+        if self.split["documents"]:
+            images, text = self.reach_unsplit
+            table.add_row(
+                "long documents split", f"{self.split['documents']:,} into {self.split['pieces']:,}"
+            )
+            table.add_row(
+                "  without, training would see", f"{images:.0%} of the images, {text:.0%} of the text"
+            )
         table.add_row("images kept", f"{self.images.total:,}")
         for reason, count in self.dropped_images.most_common():
             table.add_row(escape("  left out: " + reason), f"{count:,}")

@@ -37,11 +37,13 @@ class Converted:
         document: The document.
         key: Documents of one key are held out together.
         split: The split that the source itself puts it in, or None.
+        headings: Paragraphs of its texts that are headings, in reading order, where the source tells them.
     """
 
     document: Document
     key: str
     split: str | None = None
+    headings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

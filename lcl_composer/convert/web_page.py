@@ -30,6 +30,7 @@ _INLINE = frozenset({
     "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
 })
 # fmt: on
+_HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class ImageReference:
     """An ``<img>`` in its place among the text; ``src`` is empty if it names no file."""
 
     src: str
+
+
+class Heading(str):
+    """A block of text that is a heading."""
 
 
 def page_content(html: str) -> Iterator[str | ImageReference]:
@@ -47,16 +52,20 @@ def page_content(html: str) -> Iterator[str | ImageReference]:
     """
     body = LexborHTMLParser(html).body
     words: list[str] = []
+    in_heading = False
     for event in _walk(body) if body is not None else ():
         if isinstance(event, str):
             words.append(event)
             continue
         if event is not None and event.tag != "img":
+            in_heading = in_heading or event.tag in _HEADINGS
             continue  # an inline element changes nothing
         if text := one_line("".join(words)):
-            yield text
+            yield Heading(text) if in_heading else text
         words.clear()
-        if event is not None:
+        if event is None:
+            in_heading = False
+        else:
             yield ImageReference((event.attributes.get("src") or "").strip())
 
 
@@ -79,10 +88,10 @@ def _walk(root: LexborNode) -> Iterator[str | LexborNode | None]:
         elif node.is_text_node:
             yield node.text_content or ""
         elif node.is_element_node and not _is_skipped(node):
-            yield " " if node.tag == "br" else node
             if node.tag not in _INLINE:
                 yield None
                 stack.append(None)
+            yield " " if node.tag == "br" else node
             stack.extend(reversed(list(node.iter(include_text=True))))
 
 

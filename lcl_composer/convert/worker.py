@@ -8,18 +8,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from lcl_composer.convert.long_documents import Splitter
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
 from lcl_composer.convert.text import valid_text
 from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import WorkFolder
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.data.words import document_words
 from lcl_composer.data.writer import DocumentWriter
 
@@ -64,6 +63,7 @@ def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> 
     """
     work = WorkFolder(job.root)
     report = ConversionReport(job.source.kind, str(job.source.source), {})
+    splitter = Splitter(job.source)
     with work.scratch(f"{index:05d}") as scratch:
         with ExitStack() as stack:
             failures = stack.enter_context(open(scratch / "failures.jsonl", "w"))
@@ -74,8 +74,9 @@ def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> 
                 if split not in writers:
                     out = scratch / "shards" / split
                     writers[split] = stack.enter_context(DocumentWriter(out, size_limit=job.shard_size))
-                writers[split].write(sample.document)
-                report.keep(sample.document, split, _count_tokens(sample.document))
+                for document, tokens in splitter.split(sample, report):
+                    writers[split].write(document)
+                    report.keep(document, split, tokens)
         shards = {split: _store(job, work, scratch, split, index) for split in sorted(writers)}
         report.shard_bytes = sum(_stored_bytes(shard) for group in shards.values() for shard in group)
         os.replace(scratch / "failures.jsonl", work.failures(index))
@@ -123,15 +124,6 @@ def _drawn_split(key: str, held_out: float) -> str:
     if held_out == 0:
         return "all"
     return "held_out" if is_held_out(key, held_out) else "train"
-
-
-@cache
-def _tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer()
-
-
-def _count_tokens(document: Document) -> int:
-    return sum(len(_tokenizer().encode(s.text)) for s in document.segments if isinstance(s, Text))
 
 
 def _write_failure(file: Any, reason: str, name: str) -> None:

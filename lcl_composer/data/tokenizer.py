@@ -7,7 +7,7 @@ import html
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -222,6 +222,16 @@ class BPETokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens spelled out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+@cache
+def loaded_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer ``clip``, or that of a JSON file; loaded once a process.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    return CLIPTokenizer() if name == "clip" else BPETokenizer(name)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:

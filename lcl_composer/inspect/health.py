@@ -30,6 +30,7 @@ class Health:
     hashes of the images.
 
     Attributes:
+        max_tokens: The context that documents are laid out for.
         documents: Documents counted, bad ones included.
         bad: Why training would skip documents, by kind.
         named: The first of them, as ``id: problem``.
@@ -46,6 +47,7 @@ class Health:
         duplicates: Images that occur more than once.
     """
 
+    max_tokens: int
     documents: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
@@ -111,6 +113,21 @@ class Health:
         """Text tokens of all documents."""
         return self.text_tokens.total
 
+    @property
+    def images_seen(self) -> float:
+        """Share of the images that reach a loss."""
+        return 1 - (self.fates["cut"] + self.fates["unused"]) / max(1, self.images.total)
+
+    @property
+    def text_seen(self) -> float:
+        """Share of the text tokens that reach a loss."""
+        return 1 - self.cut_tokens / max(1, self.text_total)
+
+    @property
+    def context_used(self) -> float:
+        """Share of ``max_tokens`` that a document takes up, on average."""
+        return self.tokens.mean / self.max_tokens
+
     def findings(self) -> list[str]:
         """Return what stands out, in words, the greatest share first."""
         images, documents = max(1, self.images.total), max(1, self.documents)
@@ -118,11 +135,14 @@ class Health:
         seen = max(1, self.duplicates.images)
         facts = [
             (sum(self.bad.values()) / documents, 0.01, "of the documents would be skipped in training"),
-            (self.cut_tokens / max(1, self.text_total), 0.1, "of the text is cut at max_tokens"),
+            (1 - self.text_seen, 0.1, "of the text is cut at max_tokens"),
             (self.fates["cut"] / images, 0.1, "of the images are cut at max_tokens"),
             (fixed / images, 0.1, "of the images stand where they have no context: they form no pair"),
             (self.drawn / images, 0.6, "of the images were drawn before their text and form no pair"),
             (self.fates["unused"] / images, 0.05, "of the images feed no loss"),
             (self.duplicates.repeats / seen, 0.02, "of the images repeat another one"),
         ]
-        return [f"{share:.0%} {what}" for share, limit, what in sorted(facts, reverse=True) if share > limit]
+        found = [f"{share:.0%} {what}" for share, limit, what in sorted(facts, reverse=True) if share > limit]
+        if self.context_used < 0.5:
+            found.append(f"{self.context_used:.0%} of max_tokens is used by a document, on average")
+        return found

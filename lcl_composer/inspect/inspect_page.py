@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lcl_composer.convert.report import Distribution
+from lcl_composer.convert.report import ConversionReport, Distribution
 from lcl_composer.inspect.charts import Share, chart, shares
 from lcl_composer.inspect.duplicates import Group
 from lcl_composer.inspect.health import FATES, Health
@@ -60,7 +60,7 @@ def _facts(survey: Survey) -> dict[str, Any]:
         "settings": settings(survey),
         "scope": scope(survey),
         "findings": health.findings(),
-        "tiles": tiles(health),
+        "tiles": tiles(survey),
         "health": health,
         "rules": survey.viewer.rules,
         "images": _chart(health.images),
@@ -114,16 +114,32 @@ def scope(survey: Survey) -> str:
     return text
 
 
-def tiles(health: Health) -> list[tuple[str, str, str]]:
+def tiles(survey: Survey) -> list[tuple[str, str, str]]:
     """Return the main numbers: label, value, note."""
+    health = survey.health
     images, documents = max(1, health.images.total), max(1, health.documents)
-    paired, kinds = health.pairs.total, health.fates
+    images_whole, text_whole = _unsplit(survey.conversion)
+    lost = health.fates["cut"] + health.fates["unused"]
     return [
         ("Images a document", f"{health.images.mean:.1f}", f"{health.images.total:,} in all"),
         ("Text tokens a document", f"{health.text_tokens.mean:,.0f}", f"{health.text_total:,} in all"),
-        ("Images in a pair", f"{paired / images:.0%}", f"{health.pairs.mean:.1f} a document"),
-        ("Text cut", f"{health.cut_tokens / max(1, health.text_total):.0%}", f"{health.cut_tokens:,} tokens"),
-        ("Documents truncated", f"{health.cut_documents / documents:.0%}", f"{kinds['cut']:,} images lost"),
+        ("Images in a pair", f"{health.pairs.total / images:.0%}", f"{health.pairs.mean:.1f} a document"),
+        ("Images that reach a loss", f"{health.images_seen:.0%}", f"{lost:,} do not{images_whole}"),
+        (
+            "Text that reaches a loss",
+            f"{health.text_seen:.0%}",
+            f"{health.cut_tokens:,} tokens cut{text_whole}",
+        ),
+        (
+            "Documents truncated",
+            f"{health.cut_documents / documents:.0%}",
+            f"{health.cut_documents:,} in all",
+        ),
+        (
+            "Context used",
+            f"{health.context_used:.0%}",
+            f"{health.tokens.mean:,.0f} of {health.max_tokens:,} tokens a document",
+        ),
         (
             "Duplicate images",
             f"{health.duplicates.repeats / max(1, health.duplicates.images):.0%}",
@@ -131,6 +147,14 @@ def tiles(health: Health) -> list[tuple[str, str, str]]:
         ),
         ("Documents skipped", f"{health.bad.total() / documents:.0%}", f"{health.bad.total():,} in training"),
     ]
+
+
+def _unsplit(conversion: ConversionReport | None) -> tuple[str, str]:
+    """Say what shares of images and text would reach a loss had long documents not been split."""
+    if conversion is None or not conversion.split["documents"]:
+        return "", ""
+    images, text = conversion.reach_unsplit
+    return f"; {images:.0%} would without splits", f"; {text:.0%} would reach one without splits"
 
 
 def _chart(values: Distribution) -> Any:

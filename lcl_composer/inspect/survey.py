@@ -71,7 +71,7 @@ def survey(folder: Path, viewer: Viewer, image_size: int, count: int, show: int,
         DataError: If the folder is no data set of Documents, or a shard is damaged.
     """
     shards, conversion = open_shards(folder), _conversion(folder)
-    health, shown = Health(), []
+    health, shown = Health(viewer.rules.max_tokens), []
     count = max(count, show)
     wanted = set(spread(min(count, shards.documents), show))
     found = track(
@@ -111,6 +111,17 @@ def _pictures(view: DocumentView, viewer: Viewer, image_size: int) -> list[Pictu
         except DataError as error:
             pictures.append(str(error))
     return pictures
+
+
+def split_limits(folder: Path) -> tuple[int, int]:
+    """Return ``max_tokens`` and ``tokens_per_image`` that documents were split for; 2048 and 196 if whole.
+
+    Raises:
+        DataError: If the report of the conversion cannot be read.
+    """
+    conversion = _conversion(folder)
+    options = conversion.options if conversion else {}
+    return (options["max_tokens"], options["tokens_per_image"]) if options.get("max_tokens") else (2048, 196)
 
 
 def _conversion(folder: Path) -> ConversionReport | None:
