@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import webencodings
 from chardetng_py import EncodingDetector
@@ -117,6 +118,30 @@ def find_encoding(chunks: Iterable[bytes], label: str = "") -> tuple[str, str]:
         return ("utf-8" if wrong else _codec(named)), ""
     guess = evidence.guesser.guess(tld=None, allow_utf8=False).lower()
     return _codec(guess), guess
+
+
+def find_file_encoding(path: Path) -> tuple[str, str]:
+    """Find the encoding of a text file as :func:`find_encoding` does; most are read once for it.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for chunk in _chunks(path):
+            utf8.decode(chunk)
+            if b"\0" in chunk or b"\x1b" in chunk:
+                return find_encoding(_chunks(path))
+        utf8.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return find_encoding(_chunks(path))
+    return "utf-8", ""
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            yield chunk
 
 
 def decode_as(data: bytes, codec: str, name: str, report: ConversionReport) -> str:

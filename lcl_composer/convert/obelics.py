@@ -12,7 +12,7 @@ from lcl_composer.convert.files import walk
 from lcl_composer.convert.long_documents import Interleaved
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected
-from lcl_composer.convert.tables import check_columns, table_parts, table_rows
+from lcl_composer.convert.tables import COLUMNAR, check_columns, table_parts, table_rows
 from lcl_composer.convert.text import display_name
 from lcl_composer.convert.urls import image_of
 from lcl_composer.data.document import Document
@@ -26,12 +26,14 @@ _END_OF_DOCUMENT = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 class Obelics(Interleaved):
     """OBELICS: Parquet files whose lists ``images`` and ``texts`` hold one of the two at each place.
 
-    One document a row, images fixed in their places. Texts that become neighbours because the image between
-    them is left out are joined with a blank line; so are articles of one page. The images are embedded, or
-    were downloaded into one folder, each named by the SHA-256 of its URL.
+    One document a row, images fixed in their places. A place that holds both or, as a failed download leaves
+    it, neither is left out. Texts that become neighbours because the image between them is left out are
+    joined with a blank line; so are articles of one page. The images are embedded, or were downloaded into
+    one folder, each named by the SHA-256 of its URL.
 
     Args:
-        source: Folder with the ``.parquet`` files, searched to any depth.
+        source: Folder with the ``.parquet`` files, or the ``.arrow`` files of Hugging Face's ``datasets``,
+            searched to any depth.
         images: Folder of the downloaded images.
         bytes_column: Column of lists of image bytes that run along with ``images``, if they are embedded so.
         max_images: Images of a document beyond this many are left out; None for no limit.
@@ -55,7 +57,7 @@ class Obelics(Interleaved):
 
     def parts(self) -> Iterator[Part]:
         """Yield groups of rows of the files."""
-        for name in walk(self.source, frozenset({".parquet"})):
+        for name in walk(self.source, COLUMNAR):
             check_columns(self.source / name, self._columns)
             yield from table_parts(self.source, name)
 
@@ -72,9 +74,14 @@ class Obelics(Interleaved):
             raise Rejected("lists of unequal length")
         document = Assembler(name, self.max_images, report)
         for place, (text, image, data) in enumerate(zip(texts, images, embedded, strict=True)):
-            if image is not None:
+            if _is_absent(image) == _is_absent(text):
+                what = "neither image nor text" if _is_absent(image) else "image and text"
+                report.drop_image(f"{what} at a place", f"{name}: place {place}")
+            elif not _is_absent(image):
                 label = image if isinstance(image, str) else f"image at {place}"
                 document.image(label, lambda data=data: image_of(data, self.images, self.rules))
+            elif not isinstance(text, str):
+                report.drop_image("text is no text", f"{name}: place {place}")
             elif text := _clean(text):
                 document.text(text)
         yield Converted(Document(name, f"{self.source.name}/{name}", tuple(document.segments)), name)
@@ -92,18 +99,19 @@ class OmniCorpus(Obelics):
 
 
 def _lists(images: Any, texts: Any) -> tuple[list[Any], list[Any]]:
-    """Return the two lists, once one of the two is null at each place."""
     if not isinstance(images, list) or not isinstance(texts, list):
         raise Rejected("images or texts missing")
     if len(images) != len(texts):
         raise Rejected("lists of unequal length")
-    for image, text in zip(images, texts, strict=True):
-        if (image is None) == (text is None):
-            raise Rejected("not one of image and text at each place")
     return images, texts
 
 
-def _clean(text: Any) -> str:
-    if not isinstance(text, str):
-        raise Rejected("texts are no texts")
+def _is_absent(value: Any) -> bool:
+    """Say whether nothing stands at a place: null, NaN, an empty text or image, as scripts leave them."""
+    if isinstance(value, dict):
+        return all(_is_absent(value.get(key)) for key in ("bytes", "path"))
+    return value is None or value != value or (isinstance(value, str | bytes) and not value.strip())
+
+
+def _clean(text: str) -> str:
     return "\n\n".join(piece.strip() for piece in text.split(_END_OF_DOCUMENT) if piece.strip())

@@ -19,14 +19,15 @@ from lcl_composer.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Table(PairSource):
-    """A table with an image column and a caption column: CSV, JSONL or Parquet, one file or a folder of them.
+    """A table with an image and a caption column: CSV, JSONL, Parquet, Arrow; one file or a folder of them.
 
     One document a row; the image floats, so it is drawn before or after its caption anew every epoch. An
     image is a path, the bytes themselves, or a URL whose download lies in the image folder under the SHA-256
     of the URL. Rows of one caption are held out together, whatever its letters' case.
 
     Args:
-        source: A ``.csv``, ``.jsonl`` or ``.parquet`` file, or a folder that is searched for them.
+        source: A ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.arrow`` file, or a folder that is
+            searched for them.
         images: Folder that paths of images start from, and that none may leave; None: where the tables are.
         image_column: Column of paths, URLs or bytes.
         caption_column: Column of captions.

@@ -21,6 +21,7 @@ from lcl_composer.convert.work import WorkFolder
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.words import document_words
 from lcl_composer.data.writer import DocumentWriter
+from lcl_composer.errors import LCLError, one_line
 
 #: A shard's offsets have 32 bits, and a sample must fit.
 _MAX_IMAGE_BYTES = 1 << 30
@@ -87,7 +88,7 @@ def _accepted(
     source: Source, part: Part, report: ConversionReport, tick: Callable[[], None]
 ) -> Iterator[Converted]:
     """Yield a part's good samples; the others are counted and named."""
-    for name, record in source.records(part, report):
+    for name, record in _records(source, part, report):
         tick()
         try:
             if isinstance(record, Rejected):
@@ -102,6 +103,23 @@ def _accepted(
                     yield replace(sample, document=document)
         except Rejected as reason:
             report.drop(str(reason), name)
+        except (LCLError, OSError, MemoryError):
+            raise
+        except Exception as error:  # what no one thought of costs its record, not the conversion
+            report.drop(f"cannot be converted ({type(error).__name__}: {one_line(error, 100)})", name)
+
+
+def _records(source: Source, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:
+    """Yield a part's records; where reading them fails, the part ends and the report says after which."""
+    last = part.name
+    try:
+        for name, record in source.records(part, report):
+            last = name
+            yield name, record
+    except (LCLError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        report.break_file(f"cannot be read on ({type(error).__name__}: {one_line(error, 100)})", last)
 
 
 def _problem(document: Document, min_words: int) -> str | None:

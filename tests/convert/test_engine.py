@@ -195,3 +195,26 @@ def test_halves_of_characters_are_replaced(tmp_path):
     (document,) = documents.values()
     assert document.segments[1].text == "odd ? text"
     assert report.named == {"halves of characters became ?": ["0/a"]}
+
+
+def test_what_no_one_thought_of_costs_its_record_or_the_rest_of_its_part(source, tmp_path, monkeypatch):
+    original = Img2Dataset.samples
+
+    def samples(self, name, record, report):
+        if name == "00001/001001":
+            raise ZeroDivisionError("by\nzero")
+        yield from original(self, name, record, report)
+
+    def records(self, part, report):
+        for number, item in enumerate(original_records(self, part, report)):
+            if part.name == "00000.tar" and number == 2:
+                raise ZeroDivisionError
+            yield item
+
+    original_records = Img2Dataset.records
+    monkeypatch.setattr(Img2Dataset, "samples", samples)
+    monkeypatch.setattr(Img2Dataset, "records", records)
+    report, documents = run(source, tmp_path)
+    assert len(documents) == 7  # of 9: one record, and what follows the second of the first part
+    assert report.named["cannot be converted (ZeroDivisionError: by zero)"] == ["00001/001001"]
+    assert report.named["cannot be read on (ZeroDivisionError: )"] == ["00000/000001"]

@@ -79,7 +79,6 @@ def test_embedded_bytes_in_the_list_in_structs_or_in_a_column_of_their_own(tmp_p
 BAD = {
     "lists of unequal length": {"images": [URL], "texts": [None, "A."]},
     "images or texts missing": {"images": None, "texts": ["A."]},
-    "not one of image and text at each place": {"images": [URL, None], "texts": ["A.", "B."]},
     "no image": row("Only text."),
     "under 1 words": row(URL),
 }
@@ -91,6 +90,60 @@ def test_a_bad_row_is_counted_and_named(tmp_path, reason, bad):
     report, documents = run(Obelics(folder, images=tmp_path / "downloads"), tmp_path)
     assert list(documents) == ["train-0.parquet:0", "train-0.parquet:2"]
     assert report.named[reason] == ["train-0.parquet:1"]
+
+
+NEITHER, BOTH = "neither image nor text at a place", "image and text at a place"
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "counted"),
+    [
+        ([None, URL, None, None], ["A.", None, None, "B."], {NEITHER: 1}),
+        (["", URL, "", ""], ["A.", "", "", "B."], {NEITHER: 1}),
+        ([None, URL, OTHER, None], ["A.", None, "Caption.", "B."], {BOTH: 1}),
+        ([None, URL, None], ["A.", " ", "B."], {}),
+    ],
+)
+def test_a_failed_download_costs_its_place_alone(tmp_path, images, texts, counted):
+    folder = write(tmp_path, [{"images": images, "texts": texts}])
+    report, documents = run(Obelics(folder, images=tmp_path / "downloads"), tmp_path)
+    assert shown(documents["train-0.parquet:0"]) == ["A.", RED, "B."]
+    assert dict(report.dropped_images) == counted
+    if counted:
+        assert report.named[next(iter(counted))] == ["train-0.parquet:0: place 2"]
+
+
+def test_images_that_are_structs_of_nothing_are_failed_downloads(tmp_path):
+    nothing = {"bytes": None, "path": ""}
+    folder = write(
+        tmp_path, [{"images": [{"bytes": RED, "path": None}, nothing, nothing], "texts": [None, "A.", None]}]
+    )
+    report, documents = run(Obelics(folder), tmp_path)
+    assert shown(documents["train-0.parquet:0"]) == [RED, "A."]
+    assert dict(report.dropped_images) == {NEITHER: 1}
+
+
+def test_a_text_that_is_no_utf8_costs_no_document(tmp_path):
+    texts = pa.ListArray.from_arrays(
+        [0, 2, 4], pa.array([None, b"fine", None, b"caf\xe9 cr\xe8me"], pa.binary()).view(pa.string())
+    )
+    (tmp_path / "set").mkdir()
+    pq.write_table(
+        pa.table({"images": [[RED, None], [BLUE, None]], "texts": texts}), tmp_path / "set/t.parquet"
+    )
+    report, documents = run(Obelics(tmp_path / "set"), tmp_path)
+    assert [shown(d) for d in documents.values()] == [[RED, "fine"], [BLUE, "café crème"]]
+    assert report.named == {"encoding guessed: windows-1252": ["t.parquet:1"]}
+
+
+def test_arrow_files_as_datasets_leaves_them(tmp_path):
+    table = pa.table({"images": [[RED, None]] * 3, "texts": [[None, f"Text {i}."] for i in range(3)]})
+    (tmp_path / "set").mkdir()
+    path = str(tmp_path / "set/data-00000-of-00001.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    _, documents = run(Obelics(tmp_path / "set"), tmp_path)
+    assert [shown(d) for d in documents.values()] == [[RED, f"Text {i}."] for i in range(3)]
 
 
 def test_at_most_so_many_images(tmp_path):

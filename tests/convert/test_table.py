@@ -100,6 +100,128 @@ def test_bad_lines_of_csv_and_jsonl(tmp_path):
     }
 
 
+def csv_captions(tmp_path: Path, data: bytes, name: str = "t.csv") -> tuple[list[str], dict, dict]:
+    (images(tmp_path) / name).write_bytes(data)
+    report, documents = run(Table(tmp_path / "set"), tmp_path)
+    return [str(shown(d)[1]) for d in documents.values()], dict(report.named), dict(report.mended)
+
+
+def test_a_stray_quote_costs_its_line_alone(tmp_path):
+    data = b'image,caption\nr.png,one\nr.png,"never closed\nr.png,three\nr.png,"four, quoted"\nr.png,five\n'
+    captions, named, _ = csv_captions(tmp_path, data)
+    assert captions == ["one", "three", "four, quoted", "five"]
+    assert named == {"not CSV, or cut off": ["t.csv:3"]}
+
+
+@pytest.mark.parametrize("size", [1, 40, 10_000])
+def test_quotes_inside_a_field_are_characters(tmp_path, size, monkeypatch):
+    monkeypatch.setattr("lcl_composer.convert.table.table_parts", lambda r, n: table_parts(r, n, size))
+    data = "image,caption\n" + "".join(
+        f'r.png,a {i}" nail\nr.png,"said ""{i}"",\nand left"\n' for i in range(9)
+    )
+    captions, named, _ = csv_captions(tmp_path, data.encode())
+    assert captions == [text for i in range(9) for text in (f'a {i}" nail', f'said "{i}", and left')]
+    assert not named
+
+
+def test_an_inch_mark_does_not_make_a_file_one_part(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('image,caption\nr.png,6" nail\n' + "r.png,plain\n" * 1000)
+    assert len(list(split_lines(path, True, 1000))) > 10
+    path.write_text('image,caption\nr.png,"never closed\n' + "r.png,plain\n" * 1000)
+    assert len(list(split_lines(path, True, 1000))) > 10
+
+
+def test_a_quote_over_the_end_of_a_part_costs_its_line_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("lcl_composer.convert.table.table_parts", lambda r, n: table_parts(r, n, 30))
+    data = "image,caption\n" + "r.png,x\n" * 5 + 'r.png,"open\n' + "r.png,y\n" * 20
+    captions, named, _ = csv_captions(tmp_path, data.encode())
+    assert captions == ["x"] * 5 + ["y"] * 20
+    assert named == {"not CSV, or cut off": ["t.csv:7"]}
+
+
+CARTE = "café crème à la “carte”"
+
+
+@pytest.mark.parametrize("codec", ["cp1252", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("name", "between"), [("t.csv", ","), ("t.csv", ";"), ("t.tsv", "\t")])
+def test_csv_of_any_encoding_line_end_and_delimiter(tmp_path, codec, end, name, between):
+    rows = [["image", "caption"], ["r.png", CARTE], ["r.png", '"naïve, or\nnot"'], ["r.png", "plain"]]
+    data = end.join(between.join(row) for row in rows).encode(codec)
+    captions, named, mended = csv_captions(tmp_path, data, name)
+    assert captions == [CARTE, "naïve, or not", "plain"]
+    assert mended == ({"encoding guessed: windows-1252": 1} if codec == "cp1252" else {})
+    assert set(named) == set(mended)
+
+
+def test_one_policy_on_bad_bytes_in_all_kinds_of_tables(tmp_path):
+    folder = images(tmp_path)
+    good, bad = "Der Fluß fließt".encode(), "über die Br\xfccke".encode() + b" \xff"
+    (folder / "a.csv").write_bytes(b"image,caption\nr.png," + good + b"\nr.png," + bad)
+    line = b'{"image": "r.png", "caption": "%s"}\n'
+    (folder / "b.jsonl").write_bytes(line % good + line % bad)
+    strings = pa.array([good, bad], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": ["r.png"] * 2, "caption": strings}), folder / "c.parquet")
+    report, documents = run(Table(folder), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["Der Fluß fließt", "über die Brücke \ufffd"] * 3
+    assert report.named == {"bytes that are no text became U+FFFD": ["a.csv:3", "b.jsonl:2", "c.parquet:1"]}
+
+
+def test_utf16_jsonl(tmp_path):
+    path = images(tmp_path) / "t.jsonl"
+    path.write_bytes(f'{{"image": "r.png", "caption": "{CARTE}"}}\r\n\r\n'.encode("utf-16"))
+    _, documents = run(Table(path), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == [CARTE]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_parquet_string_that_is_no_utf8_costs_no_other_row(tmp_path, kind):
+    captions = pa.array([b"a red card", b"R\xc9UNION island card", b"a blue card"], pa.binary())
+    table = pa.table({"image": [RED, BLUE, RED], "caption": captions.view(pa.string()).cast(kind)})
+    pq.write_table(table, images(tmp_path) / "t.parquet")
+    report, documents = run(Table(tmp_path / "set/t.parquet"), tmp_path)
+    assert [shown(d) for d in documents.values()] == [
+        [RED, "a red card"],
+        [BLUE, "RÉUNION island card"],
+        [RED, "a blue card"],
+    ]
+    assert report.named == {"encoding guessed: windows-1252": ["t.parquet:1"]}
+
+
+def test_a_cell_that_cannot_be_read_costs_its_row(tmp_path):
+    times = pa.array([0, 1 << 60, 0], pa.int64()).cast(pa.timestamp("us"))  # the year 38,503
+    table = pa.table({"image": [RED] * 3, "caption": ["one", "two", "three"], "similarity": times})
+    pq.write_table(table, images(tmp_path) / "t.parquet")
+    report, documents = run(Table(tmp_path / "set/t.parquet"), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["one", "three"]
+    assert list(report.named.values()) == [["t.parquet:1"]]
+
+
+@pytest.mark.parametrize("writer", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_files_of_datasets(tmp_path, writer):
+    batches = pa.table({"image": [RED] * 40, "caption": [f"row {i}" for i in range(40)]}).to_batches(7)
+    path = images(tmp_path) / "data.arrow"
+    with pa.OSFile(str(path), "wb") as file, writer(file, batches[0].schema) as out:
+        for batch in batches:
+            out.write_batch(batch)
+    _, documents = run(Table(path), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == [f"row {i}" for i in range(40)]
+
+
+def test_a_cut_off_arrow_file_gives_the_rows_before_the_break(tmp_path):
+    batches = pa.table({"image": [RED] * 40, "caption": [f"row {i}" for i in range(40)]}).to_batches(7)
+    path = images(tmp_path) / "data.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, batches[0].schema) as out:
+        for batch in batches:
+            out.write_batch(batch)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report, documents = run(Table(path), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == [f"row {i}" for i in range(14)]
+    assert report.broken.total() == 1
+    assert "data.arrow:14" in [name for names in report.named.values() for name in names]
+
+
 def test_an_absolute_path_and_a_link_out_of_the_folder_climb_out(tmp_path):
     (tmp_path / "secret.png").write_bytes(RED)
     folder = images(tmp_path)
