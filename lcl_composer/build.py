@@ -9,31 +9,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lcl_composer import registry
+from lcl_composer.checkpoint import Begun, check_whole, misfit
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
 from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.nodes import on_first_rank
+from lcl_composer.resume import check_resume, digest_of_documents, digest_of_tokenizer
+from lcl_composer.run_folder import RunFolder, Start
 
 if TYPE_CHECKING:
     from composer import Trainer
     from composer.core import Callback, DataSpec
     from composer.loggers import LoggerDestination
 
+    from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
     from lcl_composer.models.lcl import LCLModel
 
 #: Keys of the config that are arguments of Composer's Trainer under the same name.
 _TRAINER_ARGUMENTS = {
-    "autoresume",
     "device_train_microbatch_size",
-    "load_path",
     "log_to_console",
     "max_duration",
     "progress_bar",
     "run_name",
     "save_folder",
-    "save_interval",
-    "save_num_checkpoints_to_keep",
     "seed",
 }
 
@@ -118,26 +119,37 @@ def run_folder(config: RunConfig) -> Path:
     return Path("runs") / config.run_name
 
 
-def build_callbacks(composed: ComposedConfig) -> list[Callback]:
+def run_of(config: RunConfig) -> RunFolder:
+    """The run's folder and that of its checkpoints."""
+    return RunFolder(config.run_name, run_folder(config), config.save_folder)
+
+
+def build_callbacks(composed: ComposedConfig, contents: CheckpointContents) -> list[Callback]:
     """What every run records, then what the YAML names.
 
-    The order matters at the end of training: the table names the encoder and the plots, so it comes last.
+    The order matters: a lost loss stops the run before anything is measured; at the end of training the table
+    names the encoder and the plots; a checkpoint holds what all others have done.
     """
     from lcl_composer.callbacks.bad_samples import BadSamples
-    from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
     from lcl_composer.callbacks.curves import Curves
     from lcl_composer.callbacks.exact_resume import ExactResume
     from lcl_composer.callbacks.export_encoder import ExportEncoder
+    from lcl_composer.callbacks.run_checkpoints import RunCheckpoints
     from lcl_composer.callbacks.run_record import RunRecord
     from lcl_composer.callbacks.text_only import TextOnly
     from lcl_composer.callbacks.training_metrics import TrainingMetrics
 
     config, folder = composed.run, run_folder(composed.run)
-    named = [registry.callbacks.build({"name": name, **spec}) for name, spec in config.callbacks.items()]
+    specs = {"loss_guard": {"factor": None}} | config.callbacks
+    guard, *named = [
+        registry.callbacks.build({"name": name, **specs[name]})
+        for name in sorted(specs, key=lambda name: name != "loss_guard")
+    ]
     record = RunRecord(folder, composed.to_yaml())
     export = ExportEncoder(folder / "encoder", config)
-    always = [record, CheckpointContents(), ExactResume(), TrainingMetrics(), BadSamples(), TextOnly()]
-    return [*always, *named, export, Curves(folder), build_end_table(config)]
+    saver = RunCheckpoints(run_of(config), config.save_interval, config.save_num_checkpoints_to_keep)
+    always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), TextOnly()]
+    return [*always, *named, export, Curves(folder), build_end_table(config), saver]
 
 
 def build_end_table(config: RunConfig) -> Callback:
@@ -183,18 +195,19 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
 
     from lcl_composer.callbacks.exact_resume import ExactResume
 
-    config = composed.run
+    config, run = composed.run, run_of(composed.run)
     check_batch_divides(config, dist.get_world_size())
+    start = find_start(config)
     reproducibility.seed_all(config.seed)
     tokenizer = build_tokenizer(config)
     model = build_model(config, tokenizer.vocab_size)
-    check_start(config, model)
     rules = layout_rules(config, model.encoder.tokens_per_image)
-    callbacks = build_callbacks(composed)
+    train_data = build_data(config, config.data.train, tokenizer, rules)
+    callbacks = build_callbacks(composed, check_start(config, start, model, tokenizer, train_data))
     held_out = config.data.eval and build_data(config, config.data.eval, tokenizer, rules)
     trainer = Trainer(
         model=model,
-        train_dataloader=build_data(config, config.data.train, tokenizer, rules),
+        train_dataloader=train_data,
         eval_dataloader=held_out,
         eval_interval=config.eval_interval if held_out else 0,
         optimizers=build_optimizer(config, model),
@@ -203,8 +216,9 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         callbacks=callbacks,
         loggers=build_loggers(config),
         precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
-        save_overwrite=True,  # a crash between a checkpoint and its symlink must not stop the relaunch
-        load_weights_only=True,  # load_path starts a new run; autoresume loads everything all the same
+        autoresume=config.autoresume and run.remote,
+        load_path=start.path or config.load_path,
+        load_weights_only=start.path is None,  # load_path starts a new run
         **config.model_dump(include=_TRAINER_ARGUMENTS),
     )
     for callback in callbacks:
@@ -213,21 +227,45 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     return trainer
 
 
-def check_start(config: RunConfig, model: torch.nn.Module) -> None:
-    """Look into the checkpoint that the run starts from, before anything of the run folder is touched.
+def find_start(config: RunConfig) -> Start:
+    """Where the run starts, as rank 0 sees it, before anything of the run folder is touched.
+
+    Raises:
+        LCLError: If the run would overwrite or take over what it must not.
+        DataError: If the checkpoint to start from is missing, damaged or not finite.
+    """
+
+    def find() -> Start:
+        start = run_of(config).find_start(config.autoresume)
+        if start.path is None and config.load_path is not None and "://" not in config.load_path:
+            check_whole(config.load_path)
+        return start
+
+    return on_first_rank(find)
+
+
+def check_start(
+    config: RunConfig, start: Start, model: torch.nn.Module, tokenizer: Tokenizer, train_data: DataSpec
+) -> CheckpointContents:
+    """Compare model and settings with the checkpoint that the run starts from, before it is loaded.
 
     Composer resumes without asking that all weights fit: a model of which half is new would train on.
 
-    Raises:
-        DataError: If the checkpoint cannot be read or does not fit the model.
-    """
-    from lcl_composer.checkpoint import misfit
+    Returns:
+        The callback that says what this run is.
 
-    latest = Path(config.save_folder, "latest-rank0.pt")
-    resumes = config.autoresume and latest.exists()
-    if not resumes and (config.load_path is None or "://" in config.load_path):
-        return
-    if reason := misfit(latest.resolve() if resumes else str(config.load_path), model):
-        raise DataError(
-            f"{reason}; {'choose another run_name or save_folder' if resumes else 'mend load_path'}"
-        )
+    Raises:
+        DataError: If the checkpoint does not fit.
+    """
+    from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
+
+    loader: Any = train_data.dataloader
+    documents = digest_of_documents(source.folder for source in loader.dataset.streams)
+    settings = config.model_dump(mode="json")
+    now = Begun(config.run_name, settings, documents, digest_of_tokenizer(tokenizer))
+    if start.path and start.begun:
+        check_resume(start.path, start.begun, now)
+    path = start.path or config.load_path
+    if path and "://" not in path and (reason := misfit(path, model)):
+        raise DataError(f"{reason}; {'choose another run_name' if start.path else 'mend load_path'}")
+    return CheckpointContents(now, start)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +15,43 @@ import torch
 from torch import Tensor, nn
 
 from lcl_composer.errors import DataError, one_line
+from lcl_composer.finite import check_finite
+
+#: Under which a checkpoint keeps what its run was (the callback CheckpointContents writes it).
+CONTENTS = "CheckpointContents"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run is, as its checkpoints say it.
+
+    Attributes:
+        run_name: The run's name.
+        settings: The resolved config; empty in a checkpoint that was written before checkpoints held it.
+        documents: Digest of the training documents' indices.
+        tokenizer: Digest of the tokenizer.
+        ended: Whether training had come to its end, by ``max_duration`` or a stopper.
+        stepped: Names of the parameters that have a state of the optimizer.
+    """
+
+    run_name: str
+    settings: dict[str, Any]
+    documents: str
+    tokenizer: str
+    ended: bool = False
+    stepped: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(contents: dict[str, Any], run_name: str = "", stepped: Iterable[str] = ()) -> Begun:
+        """Read what the callback CheckpointContents wrote; what older ones left out is empty."""
+        return Begun(
+            run_name=contents.get("run_name", run_name),
+            settings=contents.get("settings", {}),
+            documents=contents.get("documents", ""),
+            tokenizer=contents.get("tokenizer", ""),
+            ended=contents.get("ended", False),
+            stepped=tuple(stepped),
+        )
 
 
 def only_safe_loads() -> None:
@@ -38,15 +78,7 @@ def read_model_state(path: str | Path, weights: Literal["trained", "ema"] = "tra
         DataError: If the file is missing, truncated, holds code, or is no Composer checkpoint, or
             if it holds no average.
     """
-    only_safe_loads()
-    if not Path(path).is_file():
-        raise DataError(f"checkpoint {path}: no such file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage
-        raise DataError(
-            f"checkpoint {path}: cannot be read, it is truncated or holds code: {one_line(error)}"
-        ) from error
+    checkpoint = _load(path)
     try:
         tensors: dict[str, Tensor] = dict(checkpoint["state"]["model"])
     except (LookupError, TypeError) as error:
@@ -60,6 +92,57 @@ def read_model_state(path: str | Path, weights: Literal["trained", "ema"] = "tra
     # Saved after the end of training, the two have changed places.
     swap = (weights == "ema") != ema.get("in_model", False)
     return {**tensors, **ema["average"]} if swap else tensors
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, its tensors mapped and not read.
+
+    Raises:
+        DataError: If the file is missing, truncated or holds code.
+    """
+    only_safe_loads()
+    if not Path(path).is_file():
+        raise DataError(f"checkpoint {path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage
+        raise DataError(
+            f"checkpoint {path}: cannot be read, it is truncated or holds code: {one_line(error)}"
+        ) from error
+
+
+def read_begun(path: str | Path) -> Begun:
+    """What a checkpoint says of its run.
+
+    Raises:
+        DataError: If the file is missing, truncated, holds code, or is no Composer checkpoint.
+    """
+    try:
+        state = _load(path)["state"]
+        contents = state.get("callbacks", {}).get(CONTENTS, {})
+        optimizers = state.get("optimizers", {}).values()
+        stepped = [name for optimizer in optimizers for name in optimizer["state"]]
+        return Begun.of(contents, state.get("run_name", ""), stepped)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"checkpoint {path}: not a Composer checkpoint") from error
+
+
+def check_whole(path: str | Path) -> None:
+    """Read a checkpoint from end to end: its checksums, and whether its weights are numbers.
+
+    Raises:
+        DataError: If the file is missing, damaged, holds code, is no Composer checkpoint, or holds weights
+            that are not finite.
+    """
+    tensors = read_model_state(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"checkpoint {path}: cannot be read: {one_line(error)}") from error
+    if damaged:
+        raise DataError(f"checkpoint {path}: cannot be read, {damaged} in it does not have its checksum")
+    check_finite(f"checkpoint {path}", tensors)
 
 
 def misfit(path: str | Path, model: nn.Module) -> str:

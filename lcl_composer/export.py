@@ -10,7 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lcl_composer.config.schema import ModelConfig
+from lcl_composer.config.yaml_file import read_yaml
 from lcl_composer.errors import ConfigError, DataError, one_line
+from lcl_composer.finite import check_finite
 from lcl_composer.registry import encoders, poolers
 
 if TYPE_CHECKING:
@@ -31,18 +34,25 @@ def export_encoder(model: LCLNetwork, config: RunConfig, folder: str | Path) -> 
 
     Returns:
         The folder.
+
+    Raises:
+        DataError: If a weight is not finite.
     """
-    folder = Path(folder)
+    return _write(model.encoder, model.pooler, config.model, Path(folder))
+
+
+def _write(encoder: Encoder, pooler: AttentivePooler, config: ModelConfig, folder: Path) -> Path:
+    check_finite(f"export to {folder}", encoder.state_dict() | pooler.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
-    _save(model.encoder.backbone, folder / _ENCODER)
-    _save(model.pooler, folder / _POOLER)
-    normalize = model.encoder.normalize
+    _save(encoder.backbone, folder / _ENCODER)
+    _save(pooler, folder / _POOLER)
+    normalize = encoder.normalize
     description = {
-        "encoder": config.model.encoder.spec() | {"pretrained": None},
-        "pooler": config.model.pooler.spec(),
-        "width": model.encoder.width,
-        "embed_dim": model.pooler.proj.out_features,
-        "tokens_per_image": model.encoder.tokens_per_image,
+        "encoder": config.encoder.spec() | {"pretrained": None},
+        "pooler": config.pooler.spec(),
+        "width": encoder.width,
+        "embed_dim": pooler.proj.out_features,
+        "tokens_per_image": encoder.tokens_per_image,
         "mean": (normalize.mean / 255).flatten().tolist(),
         "std": (normalize.std / 255).flatten().tolist(),
     }
@@ -54,7 +64,8 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
     """Read an exported encoder: ``encoder(pixel_values)`` gives patch tokens, ``pooler(tokens)`` the latent.
 
     Raises:
-        DataError: If a file is missing, damaged, or does not fit the architecture in ``config.json``.
+        DataError: If a file is missing, damaged, not finite, or does not fit the architecture in
+            ``config.json``.
     """
     folder = Path(folder)
     encoder, pooler = untrained_encoder(folder)
@@ -63,6 +74,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
         pooler.load_state_dict(load_file(folder / _POOLER))
     except (SafetensorError, RuntimeError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
+    check_finite(f"encoder {folder}", encoder.state_dict() | pooler.state_dict())
     return encoder, pooler
 
 
@@ -104,7 +116,7 @@ def export_checkpoint(
     """Export from a Composer checkpoint of a run folder.
 
     Args:
-        checkpoint: ``runs/NAME/checkpoints/X.pt``; the run's ``config.yaml`` is read from beside it.
+        checkpoint: ``runs/NAME/checkpoints/X.pt``, or wherever ``save_folder`` was.
         out: Folder to write.
         layout: ``encoder`` for :func:`export_encoder`, ``released`` for the whole model as one
             ``state_dict.safetensors`` in the layout of the authors' release.
@@ -117,41 +129,44 @@ def export_checkpoint(
         ConfigError: If there is no such layout.
         DataError: If the checkpoint or its config cannot be read, or they do not fit each other.
     """
-    from lcl_composer.checkpoint import read_model_state
+    from lcl_composer.checkpoint import read_begun, read_model_state
     from lcl_composer.models.released import to_released
 
     if layout not in ("encoder", "released"):
         raise ConfigError(f"export: no layout {layout!r}; use 'encoder' or 'released'")
     state = read_model_state(checkpoint, weights)
+    check_finite(f"checkpoint {checkpoint}", state)
     if layout == "released":
         Path(out).mkdir(parents=True, exist_ok=True)
         released = {name: tensor.contiguous() for name, tensor in to_released(state).items()}
         save_file(released, Path(out) / "state_dict.safetensors")
         return Path(out)
-    config = _config_of(Path(checkpoint))
-    return export_encoder(_restore(config, state, checkpoint), config, out)
+    settings = read_begun(checkpoint).settings or _settings_beside(Path(checkpoint))
+    model = ModelConfig.model_validate(settings["model"])
+    return _write(*_image_side(model, state, checkpoint), model, Path(out))
 
 
-def _config_of(checkpoint: Path) -> RunConfig:
-    """The resolved config of the run that wrote a checkpoint."""
-    from lcl_composer.config.compose import compose
-
+def _settings_beside(checkpoint: Path) -> dict[str, Any]:
+    """The config in the run folder of a checkpoint that was written before checkpoints held it."""
     path = checkpoint.resolve().parent.parent / "config.yaml"
     if not path.is_file():
         raise DataError(f"checkpoint {checkpoint}: no {path}; it must lie in runs/NAME/checkpoints/")
-    return compose(path, []).run
+    return read_yaml(path).content
 
 
-def _restore(config: RunConfig, state: dict[str, Tensor], checkpoint: Any) -> LCLNetwork:
-    """A model with the checkpoint's weights."""
-    from lcl_composer.build import build_model
-
-    head = state.get("generation_head.weight")
-    model = build_model(config, vocab_size=1 if head is None else len(head))
+def _image_side(
+    model: ModelConfig, state: dict[str, Tensor], checkpoint: str | Path
+) -> tuple[Encoder, AttentivePooler]:
+    """Encoder and pooler with the checkpoint's weights; nothing else of the run is needed, or built."""
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        spec = {key: value for key, value in model.encoder.spec().items() if key != "pretrained"}
+        encoder = encoders.build(spec)
+        embed_dim = model.language_model.spec().get("hidden_size", len(state["pooler.proj.weight"]))
+        pooler = poolers.build(model.pooler.spec(), width=encoder.width, embed_dim=embed_dim)
+        for name, part in (("encoder.", encoder), ("pooler.", pooler)):
+            part.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+    except (RuntimeError, LookupError) as error:
         raise DataError(
             f"checkpoint {checkpoint}: another architecture than its config: {one_line(error)}"
         ) from error
-    return model
+    return encoder, pooler

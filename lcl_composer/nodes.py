@@ -1,6 +1,32 @@
-"""What Composer 0.32.1 gets wrong when several nodes share a file system."""
+"""What one rank decides for all, and what Composer 0.32.1 gets wrong when nodes share a file system."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lcl_composer.errors import LCLError
+
+T = TypeVar("T")
+
+
+def on_first_rank(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 and return its result, or raise its LCLError, on all ranks.
+
+    What lies on a disk is then seen by one, and no rank waits for one that has given up.
+    """
+    from composer.utils import dist
+
+    outcome: list[Any] = [None, None]
+    if dist.get_global_rank() == 0:
+        try:
+            outcome[0] = function()
+        except LCLError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def name_signal_files_by_node() -> None:

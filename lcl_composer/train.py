@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcl_composer.build import build_trainer
+from lcl_composer.build import build_trainer, run_of
 from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.compatibility import mend_composer
 from lcl_composer.config import RunConfig, compose
@@ -14,8 +15,10 @@ from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.trial import this_device
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.kernels import resolve_backend
-from lcl_composer.nodes import name_signal_files_by_node
+from lcl_composer.nodes import name_signal_files_by_node, on_first_rank
 from lcl_composer.prepare import prepare
+from lcl_composer.run_folder import RunFolder
+from lcl_composer.stop_request import Stopped
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 def train(path: Path, overrides: list[str]) -> None:
     """Compose the YAML, make or find its data, train, measure.
 
-    A run that is already finished says so and does nothing.
+    A run that is already finished says so and does nothing; one whose end was cut off makes up for it.
 
     Args:
         path: The experiment's YAML.
@@ -32,6 +35,7 @@ def train(path: Path, overrides: list[str]) -> None:
 
     Raises:
         LCLError: A problem that the user can mend, with a message of one line.
+        SystemExit: The run was asked to stop and wrote a checkpoint.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     composed = compose(path, overrides, this_device())
@@ -42,6 +46,7 @@ def train(path: Path, overrides: list[str]) -> None:
 
     name_signal_files_by_node()
     dist.initialize_dist(get_device(None))
+<<<<<<< HEAD
     with dist.run_local_rank_zero_first():
         if dist.get_local_rank() == 0:
             clean_shared_memory()
@@ -55,7 +60,69 @@ def train(path: Path, overrides: list[str]) -> None:
         print(f"{composed.run.run_name} is already finished ({trainer.state.timestamp.batch}); nothing to do")
     else:
         trainer.fit()
+=======
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(run_of(composed.run).held()))
+        with dist.run_local_rank_zero_first():
+            if dist.get_local_rank() == 0:
+                clean_shared_memory()
+                prepare(composed.run)
+        trainer = build_trainer(composed)
+        if dist.get_global_rank() == 0:
+            for dropped in composed.dropped:
+                print(f"note: {dropped}")
+            print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
+        run_to_end(trainer, run_of(composed.run))
+
+
+def run_to_end(trainer: Trainer, run: RunFolder) -> None:
+    """Train what is left, or only make up for an end that was cut off, and mark the run as finished.
+
+    Raises:
+        SystemExit: The run was asked to stop and wrote a checkpoint.
+    """
+    from composer.utils import dist
+
+    from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
+
+    state, first = trainer.state, dist.get_global_rank() == 0
+    assert state.max_duration is not None, "the config gives it"
+    contents = next(c for c in state.callbacks if isinstance(c, CheckpointContents))
+    ended = contents.ended or state.timestamp >= state.max_duration
+    if ended and on_first_rank(lambda: run.finished(int(state.timestamp.batch))):
+        if first:
+            print(f"{run.name} is already finished ({state.timestamp.batch}); nothing to do")
+        trainer.close()
+        return
+    try:
+        if ended:
+            if first:
+                print(
+                    f"{run.name} was trained to its end ({state.timestamp.batch}); what is missing is made up"
+                )
+            make_up_end(trainer)
+        else:
+            trainer.fit()
+    except Stopped as stopped:
+        trainer.close()
+        if first:
+            print(f"{run.name} {stopped}", flush=True)
+        raise SystemExit(stopped.exit_code) from None
+>>>>>>> f2a438f (A run owns its folder and is what its YAML says)
     trainer.close()
+    if first:
+        run.note_end(int(state.timestamp.batch))
+
+
+def make_up_end(trainer: Trainer) -> None:
+    """Do what follows the last batch: export, measure, draw; ``fit`` refuses a run with no batch left."""
+    from composer.utils import reproducibility
+
+    if trainer._rng_state is not None:
+        reproducibility.load_rng_state(trainer._rng_state)
+        trainer._rng_state = None
+    trainer.state.stop_training()  # also where a stopper ended it before max_duration
+    trainer._train_loop()
 
 
 def opening_line(config: RunConfig, trainer: Trainer, ranks: int) -> str:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lcl_composer.build import build_model
 from lcl_composer.config import RunConfig
@@ -82,6 +83,22 @@ def test_timm_reads_the_exported_weights(model: LCLModel, folder: Path, config: 
     assert torch.equal(vit(image)[:, 1:], model.encoder(pixels()))
 
 
+def test_weights_that_are_not_finite_are_neither_written_nor_read(
+    model: LCLModel, config: RunConfig, folder: Path, tmp_path: Path
+):
+    good = load_file(folder / "model.safetensors")
+    save_file({**good, "cls_token": good["cls_token"] / 0}, folder / "model.safetensors")
+    with pytest.raises(
+        DataError, match=r"encoder: 1 of \d+ tensors are not finite \('backbone\.cls_token'\)"
+    ):
+        load_encoder(folder)
+    lost = copy.deepcopy(model)
+    lost.pooler.query.data[0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"export to .*lost: 1 of \d+ tensors are not finite \('query'\)"):
+        export_encoder(lost, config, tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pooler.safetensors"])
 def test_missing_and_truncated_files(folder: Path, name: str):
     whole = (folder / name).read_bytes()
@@ -117,6 +134,22 @@ def checkpoint(model: LCLModel, tmp_path: Path) -> Path:
 @torch.no_grad()
 def test_checkpoint_to_encoder(model: LCLModel, checkpoint: Path, tmp_path: Path):
     encoder, pooler = load_encoder(export_checkpoint(checkpoint, tmp_path / "out"))
+    assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
+
+
+@torch.no_grad()
+def test_a_checkpoint_is_exported_from_anywhere(
+    model: LCLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It holds its config, of which the model's part is read: the drop-ins of the run need not be there."""
+    settings = RunConfig(**runs.settings(Path("data"), callbacks={"lost_drop_in": {}})).model_dump(
+        mode="json"
+    )
+    contents = {"CheckpointContents": {"settings": settings}}
+    torch.save({"state": {"model": model.state_dict(), "callbacks": contents}}, tmp_path / "alone.pt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    encoder, pooler = load_encoder(export_checkpoint("../alone.pt", "out"))
     assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
 
 

@@ -17,7 +17,8 @@ _FILES = ("config.yaml", "environment.json", "code.patch")
 class RunRecord(Callback):
     """Write ``config.yaml``, ``environment.json`` and, where the source is changed, ``code.patch``.
 
-    Rank 0 writes before training starts. A later launch into the same folder (a resume) moves the record it
+    Rank 0 writes before training starts, once a checkpoint is accepted: a launch that is refused leaves the
+    record as it was. A later launch into the same folder (a resume) moves the record it
     finds to ``launches/1``, ``launches/2``, ... so that the files at the top are those of the latest launch.
 
     Args:
@@ -29,7 +30,7 @@ class RunRecord(Callback):
         self.folder = Path(folder)
         self.config = config
 
-    def init(self, state: State, logger: Logger) -> None:
+    def after_load(self, state: State, logger: Logger) -> None:
         """Write the record (rank 0)."""
         if dist.get_global_rank() != 0:
             return

@@ -10,7 +10,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 _WHOLE = r"0*[1-9]\d*"
 _DURATION = rf"^{_WHOLE}(ep|ba|sp|tok)$"
@@ -246,7 +254,7 @@ class RunConfig(Section):
     loggers: Table = {}
     """Where metrics go besides runs/<run_name>/metrics.jsonl, by name."""
     save_folder: str = Field(default_factory=lambda values: f"runs/{values.get('run_name')}/checkpoints")
-    """Where checkpoints go; runs/<run_name>/checkpoints unless set."""
+    """Where checkpoints go; runs/<run_name>/checkpoints unless set; `{run_name}` in it is the name."""
     save_interval: Interval = "1ep"
     """How often a checkpoint is written."""
     save_num_checkpoints_to_keep: PositiveInt | Literal[-1] = 3
@@ -261,3 +269,11 @@ class RunConfig(Section):
     """Print metrics as lines, for logs of cluster jobs."""
     evaluation: Table = {}
     """What the table at the end of the run measures, by name."""
+
+    @field_validator("save_folder")
+    @classmethod
+    def _with_run_name(cls, value: str, info: ValidationInfo) -> str:
+        folder = value.replace("{run_name}", str(info.data.get("run_name")))
+        if "{" in folder or "}" in folder:
+            raise ValueError(f"takes {{run_name}} and no other braces, got {value!r}")
+        return folder

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,6 +71,7 @@ class DocumentLoader(StreamingDataLoader):
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=num_workers > 0,
             multiprocessing_context="fork" if can_fork else None,
+            worker_init_fn=_leave_end_to_parent if can_fork else None,
         )
         self._max_bad_fraction = max_bad_fraction
         self.seen = 0
@@ -110,6 +114,23 @@ class DocumentLoader(StreamingDataLoader):
                 f"{self.bad_samples} of {self.seen} samples are bad, more than data.max_bad_fraction = "
                 f"{self._max_bad_fraction}; the last one: {problems[-1] if problems else 'see the log'}"
             )
+
+
+def _leave_end_to_parent(worker: int) -> None:
+    """Let SIGTERM end this worker only where its own process sends it.
+
+    A job's manager sends it to all processes at once; the training process then finishes its batch for a
+    checkpoint, and needs its workers until then. They end with it, as they watch for its death.
+    """
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started later inherit this
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _collate_with_problems(samples: Sequence[Sample]) -> tuple[PackedBatch, list[str]]:

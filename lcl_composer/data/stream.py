@@ -258,7 +258,7 @@ class DocumentStream(WatchedDataset):
         assert isinstance(self.batch_size, int)
         world = self._parallel_worker_world
         rows = work.reshape(-1, self.batch_size)
-        seen = sample_in_epoch // (self.batch_size * self._ranks)
+        seen = -(-sample_in_epoch // (self.batch_size * self._ranks))  # by batches of another size, perhaps
         number = seen + np.arange(len(rows)) * world.workers_per_rank + world.worker_of_rank
         return rows[number < self._batches].reshape(-1)
 

@@ -16,6 +16,7 @@ from lcl_composer.data.image import decode_image
 from lcl_composer.errors import DataError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
+from lcl_composer.finite import check_finite
 
 #: Which features an evaluation reads. ``patch_mean``: the mean of the encoder's patch tokens after its final
 #: norm (width W, the encoder alone). ``pooled``: the attentive pooler's latent (width E), what L_con aligns.
@@ -73,6 +74,9 @@ def extract_features(
 
     Returns:
         Features [N, F] float32 and labels [N] int64, on the CPU.
+
+    Raises:
+        DataError: On all ranks, if a feature is not finite.
     """
     rank, world_size = world()
     shard = Subset(images, range(rank, len(images), world_size))
@@ -83,7 +87,9 @@ def extract_features(
             features.append(reduce_features(kind, pooled, tokens).float().cpu())
             labels.append(targets)
     parts = [part for part in gather_objects((features, labels)) if part[0]]
-    return _interleave([torch.cat(f) for f, _ in parts]), _interleave([torch.cat(y) for _, y in parts])
+    whole = _interleave([torch.cat(f) for f, _ in parts])
+    check_finite(f"features of {images.root}", {kind: whole})
+    return whole, _interleave([torch.cat(y) for _, y in parts])
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:

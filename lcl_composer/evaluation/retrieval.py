@@ -13,6 +13,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.quiet import device_of, undisturbed
+from lcl_composer.finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def collect_features(
         model: Maps a :class:`PackedBatch` to ``image_features`` [P, E] and ``context_features`` [P, E].
         batches: Held-out batches; iterated once, left as soon as there is enough.
         max_images: Upper bound of K; None takes all.
+
+    Raises:
+        DataError: On all ranks, if a feature is not finite.
     """
     _, world_size = world()
     wanted = None if max_images is None else -(-max_images // world_size)
@@ -95,6 +99,7 @@ def _merge(parts: list[tuple[Any, list[Tensor], list[Tensor]]], max_images: int 
     if not kept:
         return PairedFeatures([], torch.empty(0, 1), torch.empty(0, 1))
     stack = [torch.stack([pair[side] for _, pair in kept]) for side in (0, 1)]
+    check_finite("features of data.eval", {"images": stack[0], "contexts": stack[1]})
     return PairedFeatures([key for key, _ in kept], stack[0], stack[1])
 
 

@@ -169,6 +169,21 @@ def test_a_resumed_epoch_is_as_long_as_any(make_dataset: MakeDataset, documents:
     assert epochs(resumed, 1)[0] == whole[2:]
 
 
+@pytest.mark.parametrize("size", [2, 4, 5])
+def test_an_epoch_goes_on_with_batches_of_another_size(make_dataset: MakeDataset, size: int):
+    """After two batches of three: what follows, in order, in as many whole batches as are left."""
+    folder = make_dataset(20)
+    made = loader(folder)
+    order = [name for names, _ in epochs(made, 1)[0] for name in names]
+    resumed = loader(folder, batch_size=size)
+    stream_of(resumed).load_state_dict({**stream_of(made).state_dict(6, True), "epoch": 0})
+    batches = [names for names, _ in epochs(resumed, 1)[0]]
+    assert {len(names) for names in batches} == {size}
+    assert len(batches) == (20 // size * size - 6) // size
+    found = [name for names in batches for name in names]
+    assert found[: 18 - 6] == order[6 : 6 + len(found)]
+
+
 @pytest.mark.parametrize(("samples", "nodes", "ranks"), [(21, 1, 2), (30, 4, 2), (29, 8, 4), (24, 1, 1)])
 def test_the_batches_kept_are_whole_on_every_rank(samples: int, nodes: int, ranks: int):
     """What ``_get_work`` relies on: Streaming's first batches hold no -1, and no sample twice."""

@@ -1,0 +1,36 @@
+"""Numbers that are no numbers any more: found before they are kept, exported or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lcl_composer.errors import DataError
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the floating-point tensors that hold an infinity or a NaN, in their order."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that hold an infinity or a NaN.
+
+    Args:
+        what: What they are, and where, for the message.
+        tensors: By name.
+
+    Raises:
+        DataError: Names the first of them.
+    """
+    if lost := not_finite(tensors):
+        raise DataError(
+            f"{what}: {len(lost)} of {len(tensors)} tensors are not finite ({lost[0]!r}): training was lost "
+            "before; take an earlier checkpoint, lower optimizer.lr or lengthen the warm-up"
+        )

@@ -1,0 +1,194 @@
+"""What a resumed run makes of settings that are not those it began with: applied and said, or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcl_composer.checkpoint import Begun
+from lcl_composer.config.diagnose import COMPONENTS, TABLES
+from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.registry import Registry
+
+_ABSENT = "not set"
+
+#: Settings that take effect from where the run stands, and what follows. The first that matches counts.
+_APPLIED = {
+    r"run_name": "the run's folder was moved or copied",
+    r"seed": "crops and sides of floating images are drawn by it from here on; order and dropout go on",
+    r"global_train_batch_size": "epochs have another number of batches; optimizer.lr is not scaled",
+    r"device_train_microbatch_size": "without grad_cache L_con has as many negatives as fit into one",
+    r"max_duration": "training ends there, and schedules that are shares of it follow",
+    r"optimizer\.(?!name$|amsgrad$).*": "from the next batch on",
+    r"scheduler\..*": "the learning rate follows it from the next batch on",
+    r"algorithms\..*": "from the next batch on; what is new begins, what is gone is dropped with its state",
+    r"(callbacks|loggers|evaluation)\..*": "from here on",
+    r"data\.eval\b.*|eval_interval": "held-out losses before and after may not be comparable",
+    r"data\.train\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)": "the same data",
+    r"data\.train\.(streams\.[^.]+\.)?(local|remote|split)": "the same documents lie there",
+    r"tokenizer\.path": "the same tokenizer lies there",
+    r"(loss|method)\.backend|model\.\w+\.gradient_checkpointing": "the same numbers, up to rounding",
+    r"model\..*(drop|dropout|drop_rate|pdrop|drop_path_rate)": "from the next batch on",
+    r"precision": "from the next batch on",
+    r"data\.max_bad_fraction|save_\w+|autoresume|progress_bar|log_to_console": "from here on",
+}
+
+#: What any other setting makes of the run.
+_REFUSED = {
+    r"model\..*": "another architecture",
+    r"tokenizer\..*": "another tokenizer",
+    r"(loss|method)\..*": "another method",
+    r"data\.train\..*": "another order of documents",
+    r"data\..*": "another data layout",
+    r"optimizer\..*": "another optimizer",
+    r"load_path": "another start",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that the run was not trained with so far.
+
+    Attributes:
+        key: Dotted.
+        before: Its value in the checkpoint.
+        now: Its value in the YAML.
+    """
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def follows(self) -> str | None:
+        """What follows from it, None where a run that has begun cannot take it."""
+        if self.key == "load_path" and self.now is None:
+            return "the run goes on from its own checkpoint either way"
+        return next((text for key, text in _APPLIED.items() if re.fullmatch(key, self.key)), None)
+
+    @property
+    def makes(self) -> str:
+        """What it would make of the run."""
+        return next((text for key, text in _REFUSED.items() if re.fullmatch(key, self.key)), "another run")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """The settings in which two resolved configs differ; a parameter left out counts as its default."""
+    return list(_walk((), with_defaults(before), with_defaults(now)))
+
+
+def check_resume(path: str, begun: Begun, now: Begun) -> list[Change]:
+    """Compare a run with the checkpoint that it goes on from.
+
+    Args:
+        path: The checkpoint, for messages.
+        begun: What it says.
+        now: The same of this launch.
+
+    Returns:
+        The changes that the run takes.
+
+    Raises:
+        DataError: Names, in a line, all that it cannot take.
+    """
+    if not begun.settings:
+        return []
+    found = changes(begun.settings, now.settings)
+    refused = [_refusal(change) for change in found if change.follows is None]
+    if begun.tokenizer != now.tokenizer:
+        refused.append(f"another tokenizer ({_place(now.settings, 'tokenizer')} holds other ids)")
+    if begun.documents != now.documents:
+        refused.append("other documents (the indices of data.train's shards changed)")
+    if refused:
+        raise DataError(
+            f"checkpoint {path}: {'; '.join(dict.fromkeys(refused))}; a run that has begun cannot change "
+            f"{'that' if len(refused) == 1 else 'these'}: set it back, or choose another run_name"
+        )
+    return found
+
+
+def digest_of_documents(folders: Iterable[Path]) -> str:
+    """SHA-256 of the indices of the shards: which documents they hold, wherever they lie."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        digest.update((folder / "index.json").read_bytes())
+    return digest.hexdigest()
+
+
+def digest_of_tokenizer(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what each id stands for."""
+    digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    for number in range(tokenizer.vocab_size):
+        digest.update(tokenizer.decode([number]).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _refusal(change: Change) -> str:
+    return f"{change.makes} ({change.key} is {_shown(change.before)} there and {_shown(change.now)} here)"
+
+
+def _place(settings: Mapping[str, Any], key: str) -> str:
+    component = settings.get(key, {})
+    return str(component.get("path", component.get("name")))
+
+
+def table(name: str, batch: int, found: list[Change]) -> str:
+    """The changes as a table: the setting, its value before and now, and what follows."""
+    rows = [("setting", "until now", "from now on", "")]
+    rows += [(c.key, _shown(c.before), _shown(c.now), c.follows or "") for c in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    title = f"{name} goes on from batch {batch} with {len(found)} changed setting{'s'[: len(found) > 1]}:"
+    return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config in which every component has all its parameters."""
+    filled = json.loads(json.dumps(settings))
+    for (*above, last), registry in COMPONENTS.items():
+        parent = _at(filled, above)
+        if isinstance(parent, dict) and isinstance(spec := parent.get(last), dict) and "name" in spec:
+            parent[last] = _defaults(registry, spec["name"]) | spec
+    for (key,), registry in TABLES.items():
+        for name, spec in (filled.get(key) or {}).items():
+            filled[key][name] = _defaults(registry, name) | (spec or {})
+    return filled
+
+
+def _at(settings: Any, keys: list[str]) -> Any:
+    for key in keys:
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
+def _defaults(registry: Registry[Any], name: str) -> dict[str, Any]:
+    """The defaults of a component that YAML can hold; none where it is not there (a drop-in taken away)."""
+    try:
+        parameters = registry.parameters(name)
+    except ConfigError:
+        return {}
+    defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    plain = (str, int, float, bool, list, tuple, dict, type(None))
+    return json.loads(json.dumps({k: v for k, v in defaults.items() if isinstance(v, plain)}, default=str))
+
+
+def _walk(key: tuple[str, ...], before: Any, now: Any) -> Iterator[Change]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _walk((*key, str(name)), before.get(name, _ABSENT), now.get(name, _ABSENT))
+    elif before != now:
+        yield Change(".".join(key), before, now)
+
+
+def _shown(value: Any, longest: int = 60) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -1,0 +1,208 @@
+"""The folder of a run: who owns it, which checkpoint it goes on from, and whether it is finished."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lcl_composer.checkpoint import Begun, check_whole, read_begun
+from lcl_composer.errors import DataError, LCLError
+
+log = logging.getLogger(__name__)
+
+#: Composer's names of checkpoints, and of the symlink to the newest.
+CHECKPOINT_NAME, LATEST_NAME = "ep{epoch}-ba{batch}-rank{rank}.pt", "latest-rank{rank}.pt"
+
+_FOUND = re.compile(r"ep(\d+)-ba(\d+)-rank0\.pt")
+_NEWEST, _FINISHED, _METRICS = "newest_checkpoint.json", "finished.json", "metrics.jsonl"
+
+#: What the end of a run leaves, and a finished run has.
+_RESULTS = ("summary.json", "encoder/config.json", "encoder/model.safetensors", "plots/curves.png")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint file, and the batch in its name."""
+
+    path: Path
+    batch: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a launch starts.
+
+    Attributes:
+        path: The run's own checkpoint that it goes on from; None: it begins.
+        begun: What that checkpoint says.
+        notes: What was passed over or put aside to get there, a sentence each.
+    """
+
+    path: str | None = None
+    begun: Begun | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and that of its checkpoints.
+
+    Attributes:
+        name: The run's name.
+        folder: ``runs/NAME``.
+        checkpoints: ``save_folder``: a path, or a URI.
+    """
+
+    name: str
+    folder: Path
+    checkpoints: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether checkpoints go to an object store: Composer looks for the newest there."""
+        return "://" in self.checkpoints
+
+    def found(self) -> list[Found]:
+        """The checkpoints in ``save_folder``, the newest last."""
+        files = [(path, _FOUND.fullmatch(path.name)) for path in Path(self.checkpoints).glob("ep*.pt")]
+        found = [(int(m[1]), Found(path, int(m[2]))) for path, m in files if m]
+        return [item for _, item in sorted(found, key=lambda pair: (pair[1].batch, pair[0]))]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold both folders for this process; the system lets go of them when it dies.
+
+        Raises:
+            LCLError: If another launch holds one of them.
+        """
+        with ExitStack() as stack:
+            places = [self.folder] if self.remote else [self.folder, Path(self.checkpoints)]
+            for place in places:
+                stack.enter_context(_held(place))
+            yield
+
+    def find_start(self, autoresume: bool) -> Start:
+        """The newest checkpoint that can be read, or the beginning; what lies there is never overwritten.
+
+        Args:
+            autoresume: Whether the run may go on from a checkpoint.
+
+        Raises:
+            LCLError: If the run would begin where checkpoints or metrics lie, or would take over the
+                checkpoints of another run.
+            DataError: If there are checkpoints and none of them can be read.
+        """
+        if self.remote:
+            return Start()
+        if found := self.found():
+            path, begun, notes = self._newest_whole(found)
+            if begun.run_name not in ("", self.name) and not self._inside(path):
+                raise LCLError(
+                    f"save_folder {self.checkpoints}: holds the checkpoints of run {begun.run_name!r}; "
+                    f"give {self.name!r} a folder of its own"
+                )
+            if not autoresume:
+                raise LCLError(
+                    f"autoresume is false, and {path} lies there: the run would start at 0 and overwrite it; "
+                    f"choose another run_name, or remove {self.folder}"
+                )
+            return Start(str(path), begun, notes)
+        return Start(notes=self._put_metrics_aside(autoresume))
+
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.folder.resolve())
+
+    def _newest_whole(self, found: Sequence[Found]) -> tuple[Path, Begun, list[str]]:
+        notes: list[str] = []
+        for item in reversed(found):
+            try:
+                check_whole(item.path)
+                return item.path, read_begun(item.path), notes
+            except DataError as error:
+                notes.append(str(error))
+        raise DataError(
+            f"{notes[0]}; no other checkpoint of {self.name} can be read; choose another run_name or "
+            f"save_folder, or remove {self.folder}"
+        )
+
+    def _put_metrics_aside(self, autoresume: bool) -> list[str]:
+        """Keep the metrics of a launch that came to no checkpoint; refuse if one has been lost."""
+        note = self.folder / _NEWEST
+        if note.is_file():
+            newest = json.loads(note.read_text())
+            raise LCLError(
+                f"{self.folder} was trained to batch {newest['batch']}, and its checkpoint "
+                f"{newest['path']} is not in save_folder {self.checkpoints}: set save_folder back or bring "
+                f"the checkpoint there; to begin anew choose another run_name, or remove {self.folder}"
+            )
+        metrics = self.folder / _METRICS
+        if not metrics.is_file() or not metrics.stat().st_size:
+            return []
+        if not autoresume:
+            raise LCLError(
+                f"autoresume is false, and {metrics} lies there: the run would start at 0 and overwrite it; "
+                f"choose another run_name, or remove {self.folder}"
+            )
+        number = 1 + len(list(self.folder.glob("metrics.*.jsonl")))
+        kept = metrics.rename(self.folder / f"metrics.{number}.jsonl")
+        return [
+            f"{self.name} was stopped before its first checkpoint and begins again; {kept} has its metrics"
+        ]
+
+    def note_checkpoint(self, path: str, batch: int) -> None:
+        """Write down where the newest checkpoint lies."""
+        _write(self.folder / _NEWEST, {"path": path, "batch": batch})
+
+    def note_end(self, batch: int) -> None:
+        """Mark the run as finished after ``batch`` batches, with the results that are there."""
+        results = [name for name in _RESULTS if (self.folder / name).exists()]
+        _write(self.folder / _FINISHED, {"batch": batch, "results": results})
+
+    def finished(self, batch: int) -> bool:
+        """Whether the run was marked as finished after ``batch`` batches and still has its results."""
+        try:
+            mark = json.loads((self.folder / _FINISHED).read_text())
+            return mark["batch"] == batch and all((self.folder / name).exists() for name in mark["results"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old or the new content, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[None]:
+    """Lock ``place/.lock`` with a record lock, which forked loader workers do not inherit."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning("%s: no lock to be had (%s); nothing else may train here", place, error.strerror)
+                yield
+                return
+            file.seek(0)
+            raise LCLError(
+                f"{place} is in use by another launch ({file.read().strip() or 'unknown'}); wait for its "
+                "end, end it, or choose another run_name"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

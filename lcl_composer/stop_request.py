@@ -1,0 +1,59 @@
+"""Ask a run to stop: by a signal of the job's manager, or because its launcher is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+from lcl_composer.errors import LCLError
+
+#: What Slurm, Kubernetes and Docker send before they kill.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(LCLError):
+    """The run stopped when it was asked to, behind a checkpoint.
+
+    Args:
+        message: What happened, in a line.
+        exit_code: For the process: 128 and the signal's number, as of a process that the signal ended.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGUSR1 while it listens, for the training loop to stop at the end of a batch.
+
+    Under a launcher, its death is a request too: nobody else would ever end the ranks that it leaves behind.
+    """
+
+    def __init__(self) -> None:
+        self._launcher = os.getppid() if "RANK" in os.environ else None
+        self._received = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Take the signals; without effect outside of the main thread, where Python has none to give."""
+        if threading.current_thread() is threading.main_thread() and not self._before:
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def ignore(self) -> None:
+        """Give the signals back to what handled them before."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    @property
+    def received(self) -> int:
+        """Number of the signal that asks to stop; 0: none does."""
+        if not self._received and self._launcher not in (None, os.getppid()):
+            self._received = signal.SIGTERM
+        return self._received
+
+    def _note(self, number: int, frame: object) -> None:
+        self._received = self._received or number

@@ -1,0 +1,122 @@
+"""Who owns a run folder, and what a launch does with what it finds there (whole runs: test_resume.py)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcl_composer.config import RunConfig
+from lcl_composer.errors import LCLError
+from lcl_composer.run_folder import RunFolder, Start
+from tests import runs
+
+
+def run(folder: Path, checkpoints: str = "") -> RunFolder:
+    return RunFolder("tiny", folder / "runs/tiny", checkpoints or str(folder / "runs/tiny/checkpoints"))
+
+
+def save(folder: Path, name: str, weight: float = 1.0, run_name: str = "tiny") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"model": {"w": torch.full((9,), weight)}, "run_name": run_name}
+    torch.save({"state": state}, folder / name)
+    return folder / name
+
+
+def hold(folder: Path, held: multiprocessing.Event) -> None:  # type: ignore[valid-type]
+    with run(folder).held():
+        held.set()
+        time.sleep(60)
+
+
+def try_to_hold(folder: RunFolder) -> None:
+    with folder.held():
+        pass
+
+
+def test_one_launch_holds_the_folder_until_it_dies(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held))
+    other.start()
+    assert held.wait(10)
+    with pytest.raises(LCLError, match=rf"runs/tiny is in use by another launch \(process {other.pid} on"):
+        try_to_hold(run(tmp_path))
+    second = RunFolder("two", tmp_path / "runs/two", str(tmp_path / "runs/tiny/checkpoints"))
+    with pytest.raises(LCLError, match="checkpoints is in use"):  # another name, the same save_folder
+        try_to_hold(second)
+    other.kill()
+    other.join()
+    try_to_hold(run(tmp_path))
+
+
+def _sleep() -> None:
+    time.sleep(60)
+
+
+def test_workers_that_outlive_a_killed_launch_do_not_hold_it(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    with run(tmp_path).held():
+        worker = context.Process(target=_sleep)
+        worker.start()
+    other = context.Process(target=try_to_hold, args=(run(tmp_path),))
+    other.start()
+    other.join()
+    worker.kill()
+    assert other.exitcode == 0
+
+
+def test_the_newest_whole_and_finite_checkpoint_is_taken(tmp_path: Path):
+    place = tmp_path / "runs/tiny/checkpoints"
+    good = save(place, "ep0-ba9-rank0.pt")
+    save(place, "ep1-ba20-rank0.pt", float("nan"))
+    save(place, "ep1-ba100-rank0.pt").write_bytes(b"")
+    start = run(tmp_path).find_start(autoresume=True)
+    assert start.path == str(good)
+    assert ["ba100" in start.notes[0], "ba20" in start.notes[1]] == [True, True]
+    assert "not finite" in start.notes[1]
+
+
+def test_metrics_before_the_first_checkpoint_are_kept(tmp_path: Path):
+    assert run(tmp_path).find_start(autoresume=False) == Start()
+    folder = tmp_path / "runs/tiny"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / "metrics.jsonl").write_text(f'{{"step": {number}}}\n')
+        with pytest.raises(LCLError, match=r"autoresume is false, and .*metrics\.jsonl lies there"):
+            run(tmp_path).find_start(autoresume=False)
+        (note,) = run(tmp_path).find_start(autoresume=True).notes
+        assert f"metrics.{number}.jsonl has its metrics" in note
+        assert (folder / f"metrics.{number}.jsonl").read_text() == f'{{"step": {number}}}\n'
+
+
+def test_another_runs_checkpoints_are_not_taken_over(tmp_path: Path):
+    save(tmp_path / "shared", "ep0-ba9-rank0.pt", run_name="first")
+    with pytest.raises(
+        LCLError, match="holds the checkpoints of run 'first'; give 'tiny' a folder of its own"
+    ):
+        run(tmp_path, str(tmp_path / "shared")).find_start(autoresume=True)
+    moved = save(tmp_path / "runs/tiny/checkpoints", "ep0-ba9-rank0.pt", run_name="first")  # a renamed folder
+    assert run(tmp_path).find_start(autoresume=True).path == str(moved)
+
+
+def test_the_mark_of_the_end_holds_for_its_batch_and_its_results(tmp_path: Path):
+    made = run(tmp_path)
+    assert not made.finished(6)
+    (made.folder / "encoder").mkdir(parents=True)
+    (made.folder / "encoder/config.json").write_text("{}")
+    made.note_end(6)
+    assert made.finished(6)
+    assert not made.finished(7)
+    (made.folder / "encoder/config.json").unlink()
+    assert not made.finished(6)
+
+
+def test_save_folder_takes_the_runs_name():
+    settings = runs.settings(Path("data"), save_folder="/scratch/{run_name}/x")
+    assert RunConfig(**settings).save_folder == "/scratch/tiny/x"
+    with pytest.raises(ValueError, match=r"takes \{run_name\} and no other braces, got 'a/\{rank\}'"):
+        RunConfig(**runs.settings(Path("data"), save_folder="a/{rank}"))

@@ -1,0 +1,113 @@
+"""SIGTERM and SIGUSR1: the batch is finished and a checkpoint written (launched ranks: test_launched.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcl_composer.checkpoint import read_model_state
+from lcl_composer.data.loader import _leave_end_to_parent
+from lcl_composer.stop_request import StopRequest
+from lcl_composer.train import train
+from tests import runs
+
+KILL = '''"""Send a signal to this process."""
+
+import os
+
+from composer.core import Callback
+
+
+class KillMe(Callback):
+    """Ask this process to stop in a batch."""
+
+    def __init__(self, batch: int, number: int):
+        self.batch, self.number = batch, number
+
+    def after_backward(self, state, logger):
+        if int(state.timestamp.batch) + 1 == self.batch:
+            os.kill(os.getpid(), self.number)
+'''
+
+
+def test_signals_are_noted_only_while_it_listens():
+    before = signal.getsignal(signal.SIGUSR1)
+    request = StopRequest()
+    request.listen()
+    assert request.received == 0
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards what the whole group has got already
+    assert request.received == signal.SIGUSR1
+    request.ignore()
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_launcher_that_is_gone_is_a_request(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "0")
+    request = StopRequest()
+    assert request.received == 0
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert request.received == signal.SIGTERM
+    monkeypatch.delenv("RANK")
+    monkeypatch.undo()
+    alone = StopRequest()
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # a shell that left its background job behind
+    assert ("RANK" in os.environ) == (alone.received != 0)
+
+
+def _sleep() -> None:
+    _leave_end_to_parent(0)
+    time.sleep(60)
+
+
+def _terminate(number: int) -> None:
+    os.kill(number, signal.SIGTERM)
+
+
+def test_a_worker_ends_by_its_parents_sigterm_alone():
+    context = get_context("fork")
+    worker = context.Process(target=_sleep)
+    worker.start()
+    time.sleep(0.5)
+    stranger = context.Process(target=_terminate, args=(worker.pid,))
+    stranger.start()
+    stranger.join()
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_written_and_the_run_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """No checkpoint is due at batch 3; the run of two launches ends with the weights of the run of one."""
+    data = runs.write_data(tmp_path / "data", [runs.made_up(index) for index in range(34)])
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/kill_me.py").write_text(KILL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
+    path = runs.write_yaml(tmp_path, runs.settings(data, max_duration="6ba", save_interval="5ba"))
+    train(path, ["run_name=whole"])
+    with pytest.raises(SystemExit) as stopped:
+        train(path, [f"callbacks.kill_me={{batch: 3, number: {int(signal.SIGUSR1)}}}"])
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert "tiny stopped by SIGUSR1 after batch 3" in capsys.readouterr().out
+    place = tmp_path / "runs/tiny/checkpoints"
+    assert [file.name for file in place.glob("ep*.pt")] == ["ep0-ba3-rank0.pt"]
+    train(path, [])
+    assert runs.read_metrics(tmp_path) == runs.read_metrics(tmp_path, "whole")
+    one, other = (
+        read_model_state(tmp_path / f"runs/{n}/checkpoints/latest-rank0.pt") for n in ("tiny", "whole")
+    )
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
