@@ -46,21 +46,6 @@ def train(path: Path, overrides: list[str]) -> None:
 
     name_signal_files_by_node()
     dist.initialize_dist(get_device(None))
-<<<<<<< HEAD
-    with dist.run_local_rank_zero_first():
-        if dist.get_local_rank() == 0:
-            clean_shared_memory()
-            prepare(composed.run)
-    trainer = build_trainer(composed)
-    if dist.get_global_rank() == 0:
-        for note in composed.notes:
-            print(f"note: {note}")
-        print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
-    if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
-        print(f"{composed.run.run_name} is already finished ({trainer.state.timestamp.batch}); nothing to do")
-    else:
-        trainer.fit()
-=======
     with ExitStack() as stack:
         on_first_rank(lambda: stack.enter_context(run_of(composed.run).held()))
         with dist.run_local_rank_zero_first():
@@ -69,8 +54,8 @@ def train(path: Path, overrides: list[str]) -> None:
                 prepare(composed.run)
         trainer = build_trainer(composed)
         if dist.get_global_rank() == 0:
-            for dropped in composed.dropped:
-                print(f"note: {dropped}")
+            for note in composed.notes:
+                print(f"note: {note}")
             print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
         run_to_end(trainer, run_of(composed.run))
 
@@ -108,7 +93,6 @@ def run_to_end(trainer: Trainer, run: RunFolder) -> None:
         if first:
             print(f"{run.name} {stopped}", flush=True)
         raise SystemExit(stopped.exit_code) from None
->>>>>>> f2a438f (A run owns its folder and is what its YAML says)
     trainer.close()
     if first:
         run.note_end(int(state.timestamp.batch))

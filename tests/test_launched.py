@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -105,7 +104,8 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 def test_kill_9_and_relaunch(two_ranks: Path, data: Path, tmp_path: Path):
     """Ends with the losses and the weights of the run that nobody killed, bit for bit."""
-    slow(tmp_path)
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/slow.py").write_text(SLOW)
     killed = launch(tmp_path, data, 2, "callbacks.slow={}")
     wait_for_step(tmp_path, 7, killed)
     kill_all(killed)
@@ -116,49 +116,6 @@ def test_kill_9_and_relaunch(two_ranks: Path, data: Path, tmp_path: Path):
     assert runs.read_metrics(tmp_path) == runs.read_metrics(two_ranks)
     expected = latest(two_ranks)
     assert not [name for name, tensor in latest(tmp_path).items() if not torch.equal(tensor, expected[name])]
-
-
-def slow(folder: Path) -> None:
-    (folder / "callbacks").mkdir()
-    (folder / "callbacks/slow.py").write_text(SLOW)
-
-
-def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children()
-
-
-def test_sigterm_to_all_processes_loses_no_batch(two_ranks: Path, data: Path, tmp_path: Path):
-    """As Slurm sends it: to launcher, ranks and loader workers at once, between two checkpoints."""
-    slow(tmp_path)
-    stopped = launch(tmp_path, data, 2, "callbacks.slow={}", "save_interval=1ep", "data.train.num_workers=1")
-    wait_for_step(tmp_path, 2, stopped)
-    os.killpg(stopped.pid, signal.SIGTERM)
-    code, output = runs.finish(stopped)
-    assert code == 128 + signal.SIGTERM, output
-    steps = max(runs.read_metrics(tmp_path))
-    assert f"tiny stopped by SIGTERM after batch {steps}, behind a checkpoint" in output
-    assert len(list((tmp_path / "runs/tiny/checkpoints").glob(f"ep*-ba{steps}-rank0.pt"))) == 1
-    code, output = runs.finish(launch(tmp_path, data, 2))
-    assert code == 0, output
-    assert runs.read_metrics(tmp_path) == runs.read_metrics(two_ranks)
-
-
-def test_two_launches_of_one_name_and_a_launcher_that_dies(data: Path, tmp_path: Path):
-    """The second launch is refused; SIGUSR1 ends the launcher, and its ranks behind a checkpoint."""
-    slow(tmp_path)
-    first = launch(tmp_path, data, 2, "callbacks.slow={}", "save_interval=1ep")
-    wait_for_step(tmp_path, 1, first)
-    ranks = ranks_of(first)
-    code, output = runs.finish(launch(tmp_path, data, 1))
-    assert code != 0
-    assert f"error: runs/tiny is in use by another launch (process {ranks[0].pid} on " in output
-    assert "Traceback" not in output
-    first.send_signal(signal.SIGUSR1)
-    psutil.wait_procs(ranks, timeout=60)
-    steps = max(runs.read_metrics(tmp_path))
-    assert (tmp_path / "runs/tiny/checkpoints/latest-rank0.pt").resolve().name.endswith(f"ba{steps}-rank0.pt")
-    assert not any(rank.is_running() for rank in ranks)
-    first.communicate()
 
 
 def errors_in(output: str) -> list[str]:

@@ -1,16 +1,19 @@
-"""SIGTERM and SIGUSR1: the batch is finished and a checkpoint written (launched ranks: test_launched.py)."""
+"""SIGTERM and SIGUSR1: the batch is finished and a checkpoint written ."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from benchmarks.jobs import Job, stitch, write_experiment
 from lcl_composer.checkpoint import read_model_state
 from lcl_composer.data.loader import _leave_end_to_parent
 from lcl_composer.stop_request import StopRequest
@@ -111,3 +114,73 @@ def test_a_checkpoint_is_written_and_the_run_goes_on(
         read_model_state(tmp_path / f"runs/{n}/checkpoints/latest-rank0.pt") for n in ("tiny", "whole")
     )
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+#: Seconds that a batch is stretched to, and no checkpoint before the end.
+SLOW = ("callbacks.record_batches.pause=0.3", "save_interval=1ep", "max_duration=5ba")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_experiment(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    started: list[Job] = []
+    yield started
+    for job in started:
+        job.kill()
+
+
+def wait_for_batch(job: Job, number: int) -> list[psutil.Process]:
+    """Wait until the first rank has begun a batch; returns the ranks."""
+    note = job.notes / f"0of{job.ranks}.jsonl"
+    for _ in range(1800):
+        if note.exists() and note.read_text().count("\n") > number:
+            return psutil.Process(job.processes[0].pid).children()
+        assert job.processes[0].is_alive(), log_of(job)
+        time.sleep(0.1)
+    raise AssertionError(f"no batch {number} in three minutes: {log_of(job)}")
+
+
+def log_of(job: Job) -> str:
+    return (job.notes / "node0.log").read_text()
+
+
+def newest(folder: Path) -> str:
+    return (folder / "runs/tiny/checkpoints/latest-rank0.pt").resolve().name
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(2)
+def test_sigterm_to_all_processes_loses_no_batch(experiment: Path, tmp_path: Path, jobs: list[Job]):
+    """As Slurm sends it: to launcher, ranks and loader workers at once, far from a checkpoint."""
+    jobs.append(Job(experiment, tmp_path, 2, *SLOW, "data.train.num_workers=1"))
+    ranks = wait_for_batch(jobs[0], 1)
+    os.killpg(jobs[0].processes[0].pid or 0, signal.SIGTERM)
+    psutil.wait_procs(ranks, timeout=60)
+    batches, _ = stitch(tmp_path)
+    assert "tiny stopped by SIGTERM after batch" in log_of(jobs[0])
+    assert newest(tmp_path) == f"ep0-ba{len(batches)}-rank0.pt"
+    jobs.append(Job(experiment, tmp_path, 2, *SLOW[1:]))
+    jobs[1].wait()
+    batches, different = stitch(tmp_path)
+    assert sorted(batches) == list(range(5))
+    assert not different
+    assert sorted(runs.read_metrics(tmp_path)) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(2)
+def test_two_launches_of_one_name_and_a_launcher_that_dies(experiment: Path, tmp_path: Path, jobs: list[Job]):
+    """The second launch is refused on both ranks; ranks without a launcher end behind a checkpoint."""
+    jobs.append(Job(experiment, tmp_path, 2, *SLOW))
+    ranks = wait_for_batch(jobs[0], 0)
+    jobs.append(Job(experiment, tmp_path, 2, *SLOW))
+    jobs[1].processes[0].join(180)
+    assert log_of(jobs[1]).count(f"is in use by another launch (process {ranks[0].pid} on ") == 2
+    os.kill(jobs[0].processes[0].pid or 0, signal.SIGUSR1)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    assert newest(tmp_path) == f"ep0-ba{len(stitch(tmp_path)[0])}-rank0.pt"
