@@ -16,6 +16,5 @@ def mend_composer() -> None:
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
     if not hasattr(_patch_pytorch, "original_unshard"):
-        vars(_patch_pytorch).update(
-            original_unshard=FlatParamHandle.unshard, unshard_with_sync=FlatParamHandle.unshard
-        )
+        for name in ("original_unshard", "unshard_with_sync"):
+            setattr(_patch_pytorch, name, FlatParamHandle.unshard)
