@@ -55,12 +55,17 @@ def contenders(op: str, device: str) -> Contenders:
     entries |= {"ours, torch": ours(fused, "torch"), "plain": plain}
     if device == "cuda":
         entries["torch.compile of plain"] = torch.compile(plain, dynamic=False)
-        entries |= {"linear_ce": published_linear_ce, "info_nce": published_info_nce}.get(op, dict)()
+        published = {
+            "linear_ce": published_linear_ce,
+            "info_nce": published_info_nce,
+            "sigmoid": published_sigmoid,
+        }
+        entries |= published[op]()
     return entries
 
 
 def published_linear_ce() -> Contenders:
-    """torch's own (2.13 on), cut-cross-entropy, and Liger with its default and with large chunks."""
+    """torch's own (2.13 on), cut-cross-entropy, Liger with its default and with large chunks, and QuACK."""
     entries: Contenders = {}
     if hasattr(F, "linear_cross_entropy"):
         entries["torch native"] = F.linear_cross_entropy  # type: ignore[attr-defined]
@@ -70,12 +75,19 @@ def published_linear_ce() -> Contenders:
     if installed("liger_kernel"):
         entries["liger-kernel"] = liger(1)
         entries["liger-kernel, chunks x 16"] = liger(16)
+    if installed("quack"):
+        entries["quack, V padded"] = quack
     return entries
 
 
 def published_info_nce() -> Contenders:
     """Inf-CL's kernel for one GPU."""
     return {"inf-cl": inf_cl} if installed("inf_cl") else {}
+
+
+def published_sigmoid() -> Contenders:
+    """siglip-kernel's choice for the card."""
+    return {"siglip-kernel": siglip_kernel} if installed("siglip_kernel") else {}
 
 
 # The imports stand in the calls: one that fails on this machine leaves out its contender, not the benchmark.
@@ -112,3 +124,20 @@ def inf_cl(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
 
     there = cal_flash_loss(rows, columns, scale=scale).mean()
     return (there + cal_flash_loss(columns, rows, scale=scale).mean()) / 2
+
+
+def quack(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """QuACK's chunked function (Hopper on), whose fast way wants V in multiples of 128.
+
+    Each row of zeros adds e^0 to the normaliser: a user would have to train a padded vocabulary.
+    """
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy  # type: ignore[import-not-found]
+
+    return chunked_linear_cross_entropy(hidden, F.pad(weight, (0, 0, 0, -len(weight) % 128)), targets)
+
+
+def siglip_kernel(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """siglip-kernel takes the logarithm of the scale."""
+    from siglip_kernel import fused_siglip_loss  # type: ignore[import-not-found]
+
+    return fused_siglip_loss(rows, columns, scale.log(), bias)
