@@ -16,7 +16,7 @@ options=(--rm --init --user "$(id -u):$(id -g)")
 # Docker's 64 MB of shared memory are too few for the data loaders and NCCL; pinned buffers need locked memory.
 options+=(--shm-size "${SHM_SIZE:-16g}" --ulimit memlock=-1 --ulimit stack=67108864)
 options+=(--volume "$(realpath "$DATA"):/workspace/data" --volume "$(realpath "$RUNS"):/workspace/runs")
-options+=(--env DATA_ROOT=/workspace/data)
+options+=(--env DATA_ROOT=/workspace/data --stop-timeout 60) # seconds to finish a batch and write a checkpoint
 [ "${GPUS:=all}" = none ] || options+=(--gpus "$GPUS")
 [ -t 1 ] && options+=(--tty)
 for name in WANDB_API_KEY WANDB_MODE MLFLOW_TRACKING_URI AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do

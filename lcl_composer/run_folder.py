@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,8 +104,9 @@ class RunFolder:
         """
         if self.remote:
             return Start()
-        if found := self.found():
-            path, begun, notes = self._newest_whole(found)
+        path, notes = self._newest_whole()
+        if path is not None:
+            begun = read_begun(path)
             if begun.run_name not in ("", self.name) and not self._inside(path):
                 raise LCLError(
                     f"save_folder {self.checkpoints}: holds the checkpoints of run {begun.run_name!r}; "
@@ -117,23 +118,26 @@ class RunFolder:
                     f"choose another run_name, or remove {self.folder}"
                 )
             return Start(str(path), begun, notes)
-        return Start(notes=self._put_metrics_aside(autoresume))
+        return Start(notes=[*notes, *self._put_metrics_aside(autoresume)])
 
     def _inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.folder.resolve())
 
-    def _newest_whole(self, found: Sequence[Found]) -> tuple[Path, Begun, list[str]]:
-        notes: list[str] = []
-        for item in reversed(found):
+    def _newest_whole(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that can be read, and why those after it cannot."""
+        problems: list[str] = []
+        for item in reversed(self.found()):
             try:
                 check_whole(item.path)
-                return item.path, read_begun(item.path), notes
+                return item.path, problems
             except DataError as error:
-                notes.append(str(error))
-        raise DataError(
-            f"{notes[0]}; no other checkpoint of {self.name} can be read; choose another run_name or "
-            f"save_folder, or remove {self.folder}"
-        )
+                problems.append(str(error))
+        if problems and (self.folder / _NEWEST).is_file():
+            raise DataError(
+                f"{problems[0]}; no other checkpoint of {self.name} can be read; choose another run_name or "
+                f"save_folder, or remove {self.folder}"
+            )
+        return None, problems  # of a launch that was killed while it wrote its first
 
     def _put_metrics_aside(self, autoresume: bool) -> list[str]:
         """Keep the metrics of a launch that came to no checkpoint; refuse if one has been lost."""

@@ -213,6 +213,31 @@ def test_optimizer_settings_are_in_force_and_said(
 
 
 @pytest.mark.slow
+def test_many_settings_may_change_at_once(folder: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    """Twice as many documents a batch: one batch is left of the epoch's 32 documents."""
+    now: dict[str, Any] = {
+        "global_train_batch_size": 8,
+        "device_train_microbatch_size": 4,
+        "max_duration": "2ep",
+        "save_interval": "1ep",
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.2, "betas": [0.8, 0.98]},
+        "scheduler": {"name": "linear", "t_max": "1dur"},
+        "algorithms": {"ema": {"half_life": "2ba"}},
+        "callbacks": {"retrieval": {"every": "1ep", "max_images": 8}},
+        "loggers": {"tensorboard": {}},
+    }
+    values_now = values(data, **now)
+    values_now["data"]["eval"] = {"local": str(data / "train"), "num_workers": 0}
+    values_now["data"]["train"]["num_workers"] = 1
+    train(runs.write_yaml(folder, values_now), [])
+    out = capsys.readouterr().out
+    keys = ["global_train_batch_size", "optimizer.betas", "scheduler.name", "algorithms.ema", "data.eval"]
+    assert all(f"\n  {key} " in out for key in keys)
+    assert sorted(runs.read_metrics(folder)) == [*range(1, 12)]
+    assert checkpoints(folder) == ["ep0-ba6-rank0.pt", "ep1-ba7-rank0.pt", "ep2-ba11-rank0.pt"]
+
+
+@pytest.mark.slow
 def test_a_refused_launch_leaves_everything_as_it_was(folder: Path, data: Path):
     before = {p: p.read_bytes() for p in (folder / "runs").rglob("*") if p.is_file() and p.name != ".lock"}
     with pytest.raises(DataError, match=r"ep0-ba6-rank0\.pt: another order of documents"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lcl_composer.config import RunConfig
-from lcl_composer.errors import LCLError
+from lcl_composer.errors import DataError, LCLError
 from lcl_composer.run_folder import RunFolder, Start
 from tests import runs
 
@@ -78,6 +78,17 @@ def test_the_newest_whole_and_finite_checkpoint_is_taken(tmp_path: Path):
     assert start.path == str(good)
     assert ["ba100" in start.notes[0], "ba20" in start.notes[1]] == [True, True]
     assert "not finite" in start.notes[1]
+
+
+def test_a_launch_that_was_killed_in_its_first_checkpoint_begins_again(tmp_path: Path):
+    made = run(tmp_path)
+    save(tmp_path / "runs/tiny/checkpoints", "ep0-ba9-rank0.pt").write_bytes(b"PK")
+    start = made.find_start(autoresume=True)
+    assert start.path is None
+    assert "ba9-rank0.pt: cannot be read" in start.notes[0]
+    made.note_checkpoint("ep0-ba9-rank0.pt", 9)  # it had been whole
+    with pytest.raises(DataError, match="no other checkpoint of tiny can be read"):
+        made.find_start(autoresume=True)
 
 
 def test_metrics_before_the_first_checkpoint_are_kept(tmp_path: Path):

@@ -83,6 +83,15 @@ def test_slurm_leaves_nothing_for_the_next_job_to_stumble_over(tmp_path: Path, s
     assert done.stdout.count(f"find /dev/shm -maxdepth 1 -user {os.getuid()} ") == 2
 
 
+def test_slurms_warning_before_the_end_does_not_kill_the_launcher(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    make_command(tmp_path / ".venv/bin/composer", "#!/bin/bash\nkill -USR1 $$ && echo alive\n")
+    done = run(["bash", str(LAUNCH / "slurm.sbatch"), "a.yaml"], tmp_path, **slurm)
+    assert done.stdout.count("alive") == 2
+    assert "#SBATCH --signal=USR1@" in (LAUNCH / "slurm.sbatch").read_text()
+
+
 def test_slurm_reports_a_failed_launcher(tmp_path: Path, slurm: dict[str, str]) -> None:
     make_command(tmp_path / ".venv/bin/composer", "#!/bin/bash\nexit 3\n")
     assert run(["bash", str(LAUNCH / "slurm.sbatch"), "a.yaml"], tmp_path, **slurm).returncode == 3
