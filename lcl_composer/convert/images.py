@@ -7,16 +7,21 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from lcl_composer.data.image import MAX_PIXELS
+from lcl_composer.data.image import JPEGS, MAX_METADATA, MAX_PIXELS, is_deep, to_8_bits
 
 #: Formats the loader decodes. Pillow knows more, some of which run other programs (EPS) on the file.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg"})
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".svg",
+})  # fmt: skip
 #: A larger file is no picture of a web page; reading it would cost a worker its memory.
 MAX_BYTES = 1 << 28
 _QUALITY = 95
+#: What a smaller image is written as; all else is PNG.
+_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP", "AVIF": "WEBP"}
 
 
 class Rejected(Exception):
@@ -84,6 +89,10 @@ def accept_image(data: bytes, rules: ImageRules) -> bytes:
         raise Rejected(f"more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise Rejected("not a known image format") from error
+    except ValueError as error:
+        too_large = "too large" in str(error) or "Too much memory" in str(error)
+        what = f"a text or colour profile over {MAX_METADATA >> 20} MiB"
+        raise Rejected(what if too_large else "broken or cut off") from error
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         raise Rejected("broken or cut off") from error
 
@@ -101,13 +110,15 @@ def _judge(image: Image.Image, data: bytes, rules: ImageRules) -> bytes:
 
 
 def _shrink(image: Image.Image, longest: int) -> bytes:
-    """Scale down and encode: JPEG and WebP as such, all else as PNG; orientation tags are not kept."""
-    kind = image.format if image.format in ("JPEG", "WEBP") else "PNG"
+    """Scale down and encode as ``_LOSSY`` says; orientation tags are not kept."""
+    kind = _LOSSY.get(image.format or "", "PNG")
     scale = longest / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    if image.format == "JPEG":
+    if image.format in JPEGS and isinstance(image, ImageFile.ImageFile):
         image.draft(None, size)  # decodes at a half, a quarter or an eighth where that suffices
-    if image.mode == "CMYK":
+    if is_deep(image):
+        image = to_8_bits(image)
+    elif image.mode == "CMYK":
         image = image.convert("RGB")
     elif image.mode in ("P", "PA", "LA", "1") or "transparency" in image.info:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -10,7 +10,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from lcl_composer.errors import DataError
@@ -18,9 +18,17 @@ from lcl_composer.errors import DataError
 #: Pixels from which an image counts as a decompression bomb (Pillow's own warning level, 256 MiB of RGB).
 MAX_PIXELS = 89_478_485
 
+#: Bytes that a PNG's colour profile and texts may inflate to. Pillow's own limit of 1 MiB refuses printers'
+#: profiles as if the image were broken; this one still keeps a bomb from a worker's memory.
+MAX_METADATA = 1 << 26
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
+
 #: Area and aspect ratio of the training crop, as OpenCLIP's.
 CROP_SCALE = (0.9, 1.0)
 CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
+
+#: Formats that the JPEG decoder reads; phones write the second, with further pictures behind the first.
+JPEGS = ("JPEG", "MPO")
 
 #: Longest side over shortest side that evaluation takes: resizing keeps the ratio, so it bounds the memory.
 MAX_ASPECT_RATIO = 100
@@ -29,8 +37,8 @@ MAX_ASPECT_RATIO = 100
 def decode_image(data: bytes, where: str) -> Image.Image:
     """Decode an image to RGB.
 
-    Transparent images are laid on white, 16-bit ones scaled to 8 bits; of an animation the first frame is
-    taken. EXIF orientation is left alone, as OpenCLIP does, so that features agree with its.
+    Transparent images are laid on white, deep ones scaled to 8 bits (:func:`to_8_bits`); of an animation the
+    first frame is taken. EXIF orientation is left alone, as OpenCLIP does, so that features agree with its.
 
     Args:
         data: The encoded bytes.
@@ -83,7 +91,7 @@ def _open(data: bytes, where: str) -> Image.Image:
 
 def _decode_smaller(image: Image.Image, shrink: int) -> int:
     """Have a JPEG decoded at 1 / ``shrink`` of its size; return the shrinkage that the decoder will apply."""
-    if shrink == 1 or image.format != "JPEG":
+    if shrink == 1 or image.format not in JPEGS:
         return 1
     before = image.width
     image.draft(None, (image.width // shrink, image.height // shrink))
@@ -104,14 +112,33 @@ def _named(data: bytes, where: str) -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # I, I;16, I;16B: 16-bit grey, which convert("RGB") would clip to white
-        grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((grey.clip(0, 65535) / 257).round().astype(np.uint8))
+    if is_deep(image):
+        image = to_8_bits(image)
     elif image.has_transparency_data:
         colour = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")
         image.alpha_composite(colour)
     return image.convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Say whether an image is grey of 16 or 32 bits or of floats, which ``convert("RGB")`` would clip."""
+    return image.mode.startswith(("I", "F"))
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale deep grey to 8 bits by the range it uses, so that it comes out neither black nor white.
+
+    Whole numbers from 0 on are taken to have the least of 8, 10, 12, 14 or 16 bits that holds them (cameras
+    and scanners write 12 into 16); floats up to 1, or up to 255, are taken as shares of that. All else goes
+    from its least to its greatest value. What is not finite is black.
+    """
+    grey = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(grey.min()), float(grey.max())
+    whole = [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    tops = [top for top in ([1, 255] if image.mode.startswith("F") else whole) if high <= top]
+    bottom, top = (0.0, tops[0]) if low >= 0 and tops else (low, max(high, low + 1))
+    return Image.fromarray(((grey - bottom) * (255 / (top - bottom))).round().astype(np.uint8))
 
 
 def train_transform(image: Image.Image, size: int, rng: np.random.Generator) -> Tensor:

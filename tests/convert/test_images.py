@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lcl_composer.convert import images
 from lcl_composer.convert.images import ImageRules, Rejected, accept_image, read_image
@@ -25,7 +25,7 @@ def gradient(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"])
 def test_images_within_the_size_keep_their_bytes(kind):
     data = encode(gradient(90, 60), kind)
     for resize in (None, 90, 1000):
@@ -33,7 +33,8 @@ def test_images_within_the_size_keep_their_bytes(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "result"), [("JPEG", "JPEG"), ("WEBP", "WEBP"), ("PNG", "PNG"), ("BMP", "PNG")]
+    ("kind", "result"),
+    [("JPEG", "JPEG"), ("WEBP", "WEBP"), ("PNG", "PNG"), ("BMP", "PNG"), ("MPO", "JPEG"), ("AVIF", "WEBP")],
 )
 def test_larger_ones_are_scaled_to_the_longest_side(kind, result):
     data = encode(gradient(600, 300), kind)
@@ -43,13 +44,14 @@ def test_larger_ones_are_scaled_to_the_longest_side(kind, result):
     assert np.abs(np.asarray(small.convert("RGB")).astype(int) - expected).mean() < 4
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16", "F"])
 def test_every_mode_can_be_resized(mode):
-    if mode == "I;16":
-        image = Image.fromarray(np.linspace(0, 65535, 200 * 100).reshape(100, 200).astype(np.uint16))
+    if mode in ("I;16", "F"):
+        kind, top = (np.uint16, 65535) if mode == "I;16" else (np.float32, 1)
+        image = Image.fromarray(np.linspace(0, top, 200 * 100).reshape(100, 200).astype(kind))
     else:
         image = gradient(200, 100).convert(mode)
-    data = encode(image, "JPEG" if mode == "CMYK" else "PNG")
+    data = encode(image, {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG"))
     small = accept_image(data, ImageRules(1, 50, False))
     before = np.asarray(decode_image(data, "").resize((50, 25))).astype(int)
     after = np.asarray(decode_image(small, "")).astype(int)
@@ -76,6 +78,21 @@ def test_a_cut_off_image_is_found_when_decoded():
     for rules in (ImageRules(1, None, True), ImageRules(1, 50, False)):
         with pytest.raises(Rejected, match="broken or cut off"):
             accept_image(data, rules)
+
+
+def test_large_profiles_and_texts_of_png_are_no_damage(monkeypatch):
+    noise = np.random.default_rng(0).bytes(3 << 20)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("note", noise.decode("latin-1"), zip=True)
+    for data in (
+        encode(gradient(90, 60), "PNG", icc_profile=noise),
+        encode(gradient(90, 60), "PNG", pnginfo=info),
+    ):
+        assert accept_image(data, ImageRules(1, None, True)) == data
+        monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20)
+        with pytest.raises(Rejected, match="a text or colour profile over 64 MiB"):
+            accept_image(data, ImageRules(1, None, True))
+        monkeypatch.undo()
 
 
 def test_programs_are_not_run_on_postscript():

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.source import Rejected
 from lcl_composer.convert.table import Table
 from lcl_composer.convert.tables import split_lines, table_parts
 from lcl_composer.data.document import Image, Text
@@ -101,9 +103,17 @@ def test_bad_lines_of_csv_and_jsonl(tmp_path):
 
 
 def csv_captions(tmp_path: Path, data: bytes, name: str = "t.csv") -> tuple[list[str], dict, dict]:
+    """Write a table; return the captions read, what is named and what is mended."""
     (images(tmp_path) / name).write_bytes(data)
-    report, documents = run(Table(tmp_path / "set"), tmp_path)
-    return [str(shown(d)[1]) for d in documents.values()], dict(report.named), dict(report.mended)
+    source, report = Table(tmp_path / "set"), ConversionReport("table", "here", {})
+    captions = []
+    for part in source.parts():
+        for where, row in source.records(part, report):
+            if isinstance(row, Rejected):
+                report.drop(str(row), where)
+            else:
+                captions += [shown(sample.document)[1] for sample in source.samples(where, row, report)]
+    return captions, dict(report.named), dict(report.mended)
 
 
 def test_a_stray_quote_costs_its_line_alone(tmp_path):

@@ -67,6 +67,30 @@ def test_16_bit_grey_is_scaled_not_clipped():
     assert pixel(encode(Image.fromarray(np.full((2, 2), 257 * 100, dtype=np.uint16)))) == (100, 100, 100)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 4095]], np.uint16), [0, 255]),  # 12 bits in 16
+        (np.array([[0, 200]], np.uint16), [0, 200]),  # 8 bits in 16
+        (np.array([[0, 1 << 30]], np.int32), [0, 255]),
+        (np.array([[-1000, 0, 1000]], np.int32), [0, 128, 255]),
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 100.0]], np.float32), [0, 100]),
+        (np.array([[-3.0, 0.0, 3.0]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, np.inf, 1.0]], np.float32), [0, 0, 255]),
+        (np.array([[7000.0, 7000.0]], np.float32), [0, 0]),
+    ],
+)
+def test_deep_grey_is_scaled_by_the_range_it_uses(values, expected):
+    decoded = decode_image(encode(Image.fromarray(values), "TIFF"), "here")
+    assert np.asarray(decoded)[0, :, 0].tolist() == expected
+
+
+def test_a_png_with_a_large_profile_is_decoded():
+    noise = np.random.default_rng(0).bytes(2 << 20)
+    assert pixel(encode(Image.new("RGB", (2, 2), "red"), "PNG", icc_profile=noise)) == (255, 0, 0)
+
+
 @pytest.mark.parametrize(("mode", "colour"), [("1", 1), ("L", 255), ("CMYK", (0, 0, 0, 0))])
 def test_other_modes(mode: str, colour: int | tuple[int, ...]):
     kind = "TIFF" if mode == "CMYK" else "PNG"
