@@ -172,12 +172,12 @@ def build_end_table(config: RunConfig) -> Callback:
 
 
 def build_loggers(config: RunConfig) -> list[LoggerDestination]:
-    """JSON lines in the run folder, then what the YAML names (TensorBoard into the run folder)."""
+    """JSON lines in the run folder, then what the YAML names; it writes there too unless told otherwise."""
     from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
 
     folder = run_folder(config)
     named = [
-        registry.loggers.build({"name": name, **spec}, log_dir=str(folder / "tensorboard"))
+        registry.loggers.build({"name": name, **spec}, log_dir=str(folder))
         for name, spec in config.loggers.items()
     ]
     return [JsonLinesLogger(folder / "metrics.jsonl"), *named]

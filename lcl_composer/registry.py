@@ -187,9 +187,8 @@ algorithms: Registry[Any] = Registry(
 callbacks: Registry[Any] = Registry(
     "callback",
     {
-        "activation_monitor": "composer.callbacks:ActivationMonitor",
         "data_wait": "lcl_composer.callbacks.data_wait:DataWait",
-        "early_stopper": "composer.callbacks:EarlyStopper",
+        "early_stopper": "lcl_composer.callbacks.stoppers:EarlyStopper",
         "export_encoder": "lcl_composer.callbacks.export_encoder:ExportAtCheckpoints",
         "gradient_norms": "lcl_composer.callbacks.gradient_norms:GradientNorms",
         "host_memory": "lcl_composer.callbacks.host_memory:HostMemory",
@@ -205,17 +204,15 @@ callbacks: Registry[Any] = Registry(
         "runtime_estimator": "composer.callbacks:RuntimeEstimator",
         "speed_monitor": "composer.callbacks:SpeedMonitor",
         "system_metrics_monitor": "composer.callbacks:SystemMetricsMonitor",
-        "threshold_stopper": "composer.callbacks:ThresholdStopper",
+        "threshold_stopper": "lcl_composer.callbacks.stoppers:ThresholdStopper",
     },
     dropins="callbacks",
 )
 loggers: Registry[Any] = Registry(
     "logger",
     {
-        "file": "composer.loggers:FileLogger",
-        "mlflow": "composer.loggers:MLFlowLogger",
-        "tensorboard": "composer.loggers:TensorboardLogger",
-        "wandb": "composer.loggers:WandBLogger",
+        "tensorboard": "lcl_composer.callbacks.tensorboard_logger:TensorboardLogger",
+        "wandb": "lcl_composer.callbacks.wandb_logger:WandBLogger",
     },
 )
 generators: Registry[Any] = Registry(

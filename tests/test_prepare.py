@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 
 from lcl_composer import prepare as module
 from lcl_composer.config.compose import compose
+from lcl_composer.errors import DataError
 from lcl_composer.prepare import prepare
 from tests.runs import settings, write_yaml
 
@@ -53,7 +55,7 @@ def test_runs_that_start_together_make_each_thing_once(
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(prepare, run) for _ in range(2)]:
             future.result()
-    assert sorted(made) == ["generate_documents", "generate_documents", "train_bpe"]  # it looks for itself
+    assert sorted(made) == ["generate_documents", "train_bpe"]
     left = files(tmp_path / "data")
     assert {"train", "tokenizer.json", "probe"} <= left
     assert not [name for name in left if name.endswith(".partial")]
@@ -66,3 +68,92 @@ def test_what_is_there_is_left_alone(run: Any, tmp_path: Path):
     before = [path.stat().st_mtime_ns for path in paths]
     prepare(run)
     assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def with_documents(run: Any, count: int, **changes: Any) -> Any:
+    """The run with another number of documents."""
+    generate = run.data.train.generate.model_copy(update={"documents": count, **changes})
+    train = run.data.train.model_copy(update={"generate": generate})
+    return run.model_copy(update={"data": run.data.model_copy(update={"train": train})})
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Ends the run: lets go of what its process would hold until it ends."""
+    monkeypatch.setattr(module, "_in_use", held := [])
+
+    def end() -> None:
+        while held:
+            held.pop().close()
+
+    return end
+
+
+def test_other_settings_make_documents_and_tokenizer_anew(
+    run: Any, tmp_path: Path, ends: Any, capsys: pytest.CaptureFixture[str]
+):
+    """So that the tokenizer is that of the documents, and the probe, which is the same, is kept."""
+    whole = with_documents(run, 60)
+    prepare(whole)
+    data = tmp_path / "data"
+    tokenizer = (data / "tokenizer.json").read_bytes()
+    pictures = (data / "probe").stat().st_ino
+    ends()
+    prepare(with_documents(run, 2))
+    ends()
+    small = (data / "tokenizer.json").read_bytes()
+    assert small != tokenizer
+    assert f"{data / 'tokenizer.json'}: made anew (documents_count 60, now 2)" in capsys.readouterr().out
+    prepare(whole)
+    ends()
+    assert (data / "tokenizer.json").read_bytes() == tokenizer
+    assert json.loads((data / "train/index.json").read_text())["shards"][0]["samples"] == 60
+    assert (data / "probe").stat().st_ino == pictures
+    prepare(with_documents(run, 60, image_size=32))
+    assert (data / "probe").stat().st_ino != pictures
+
+
+def test_what_a_run_uses_is_not_made_anew(run: Any, tmp_path: Path, ends: Any):
+    prepare(run)
+    prepare(run)  # another run of the same settings
+    index = (tmp_path / "data/train/index.json").read_bytes()
+    with pytest.raises(DataError, match=r"a run is using it, .*\(documents_count 40, now 80\); choose"):
+        prepare(with_documents(run, 80))
+    assert (tmp_path / "data/train/index.json").read_bytes() == index
+    ends()
+    prepare(with_documents(run, 80))
+    assert (tmp_path / "data/train/index.json").read_bytes() != index
+
+
+def test_a_tokenizer_and_pictures_of_the_users_own_are_left_alone(run: Any, tmp_path: Path, ends: Any):
+    data = tmp_path / "data"
+    (data / "probe/train").mkdir(parents=True)
+    (data / "tokenizer.json").write_text("mine")
+    for count in (40, 50):
+        prepare(with_documents(run, count))
+        ends()
+    assert (data / "tokenizer.json").read_text() == "mine"
+    assert list((data / "probe").iterdir()) == [data / "probe/train"]
+
+
+def test_a_process_killed_before_the_tokenizer_was_there_leaves_it_to_the_next(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Any
+):
+    def die(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_bpe", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(run)
+    ends()
+    prepare(run)
+    assert (tmp_path / "data/tokenizer.json").exists()
+
+
+def test_more_than_generated_pictures_is_not_deleted(run: Any, tmp_path: Path, ends: Any):
+    prepare(run)
+    ends()
+    (tmp_path / "data/probe/mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds more than generated pictures"):
+        prepare(with_documents(run, 40, image_size=32))

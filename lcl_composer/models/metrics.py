@@ -15,6 +15,7 @@ class HeldOutLoss(Metric):
     """
 
     full_state_update = False
+    higher_is_better = False
     weighted_sum: Tensor
     count: Tensor
 

@@ -20,7 +20,8 @@ from lcl_composer.synthetic.text import after, before, opening
 
 #: Raised whenever the same settings give other documents, so that folders of old ones are made anew.
 _VERSION = 1
-_SETTINGS_FILE = "generator.json"
+#: What a folder of generated documents was made with.
+SETTINGS_FILE = "generator.json"
 
 
 class DocumentGenerator(Protocol):
@@ -38,6 +39,10 @@ class DocumentGenerator(Protocol):
 
     def texts(self) -> Iterator[str]:
         """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
+        ...
+
+    def probe_settings(self) -> dict[str, Any]:
+        """Return all that the probe's pictures depend on, as JSON values."""
         ...
 
     def write_probe(self, folder: str) -> None:
@@ -127,6 +132,10 @@ class ShapesGenerator:
         for index in range(self.documents_count):
             yield from (part for part in self._plan(index) if isinstance(part, str))
 
+    def probe_settings(self) -> dict[str, Any]:
+        """Return all that the probe's pictures depend on, as JSON values."""
+        return {"generator": "shapes", "version": _VERSION, "image_size": self.image_size, "seed": self.seed}
+
     def write_probe(self, folder: str) -> None:
         """Write labelled pictures, see :func:`lcl_composer.synthetic.classes.write_probe_images`."""
         write_probe_images(folder, image_size=self.image_size, seed=self.seed)
@@ -159,13 +168,13 @@ def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool
     """
     target, settings = Path(out), generator.settings()
     if target.exists() and any(target.iterdir()):
-        if not (target / _SETTINGS_FILE).is_file():
+        if not (target / SETTINGS_FILE).is_file():
             raise DataError(f"{out}: holds files that no generator made; choose another folder or empty it")
-        if json.loads((target / _SETTINGS_FILE).read_text()) == settings:
+        if json.loads((target / SETTINGS_FILE).read_text()) == settings:
             return
     with whole_folder(target) as partial:
         with DocumentWriter(str(partial)) as writer:
             total = generator.documents_count
             for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=not progress):
                 writer.write(document)
-        (partial / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
+        (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))

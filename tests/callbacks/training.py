@@ -35,6 +35,7 @@ def make_trainer(
     held_out: bool = True,
     save_folder: Path | None = None,
     documents: int = 6,
+    save_interval: str = "1ba",
 ) -> Trainer:
     torch.manual_seed(0)
     model = model or FakeLCL()
@@ -53,7 +54,7 @@ def make_trainer(
         device_train_microbatch_size=4,
         progress_bar=False,
         save_folder=str(save_folder) if save_folder else None,
-        save_interval="1ba",
+        save_interval=save_interval,
         save_overwrite=True,
         autoresume=save_folder is not None,
     )

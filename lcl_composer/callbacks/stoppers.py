@@ -1,0 +1,92 @@
+"""End a run early, by a held-out metric."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import composer.callbacks
+import torch
+from composer.core import State, Timestamp
+from composer.loggers import Logger
+from torchmetrics import Metric
+
+from lcl_composer.errors import ConfigError
+
+Better = Literal["less", "greater"]
+
+
+class EarlyStopper(composer.callbacks.EarlyStopper):
+    """Stop when a held-out metric has not got better for a while.
+
+    What is better is the metric's own to say: losses fall. Composer takes it from the metric's name, and
+    would wait for a loss called ``contrastive`` to rise. The best value so far is kept in checkpoints.
+
+    Args:
+        monitor: A held-out metric, such as ``contrastive``.
+        dataloader_label: The data set that it is measured on.
+        comp: ``less`` or ``greater``: which value is better; None: as the metric says.
+        min_delta: By how much a value must be better to count.
+        patience: How long to wait, a Composer time string in ``ep`` or ``ba``.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        dataloader_label: str = "eval",
+        comp: Better | None = None,
+        min_delta: float = 0.0,
+        patience: str = "1ep",
+    ):
+        super().__init__(monitor, dataloader_label, comp, min_delta, patience)
+        self._comp = comp
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Find the metric and its direction; raises ConfigError."""
+        self.comp_func = _better(state, self.dataloader_label, self.monitor, self._comp)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and when it was."""
+        if self.best is None or self.best_occurred is None:
+            return {}
+        when = {"epoch": int(self.best_occurred.epoch), "batch": int(self.best_occurred.batch)}
+        return {"best": float(self.best), **when}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the best value of a checkpoint."""
+        if state:
+            self.best = torch.tensor(state["best"])
+            self.best_occurred = Timestamp(epoch=state["epoch"], batch=state["batch"])
+
+
+class ThresholdStopper(composer.callbacks.ThresholdStopper):
+    """Stop when a held-out metric has passed a threshold.
+
+    Args:
+        monitor: A held-out metric, such as ``contrastive``.
+        threshold: The value to pass.
+        dataloader_label: The data set that it is measured on.
+        comp: ``less`` or ``greater`` than the threshold; None: what the metric calls better.
+    """
+
+    def __init__(
+        self, monitor: str, threshold: float, dataloader_label: str = "eval", comp: Better | None = None
+    ):
+        super().__init__(monitor, dataloader_label, threshold, comp=comp)
+        self._comp = comp
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Find the metric and its direction; raises ConfigError."""
+        self.comp_func = _better(state, self.dataloader_label, self.monitor, self._comp)
+
+
+def _better(state: State, label: str, name: str, comp: Better | None) -> Any:
+    """Whether a value of a held-out metric is better than another, as a function of both."""
+    found: dict[str, Metric] = state.eval_metrics.get(label, {})
+    if name not in found:
+        known = [f"{name} ({of})" for of, metrics in state.eval_metrics.items() for name in metrics]
+        there = f"there are {', '.join(known)}" if known else "nothing is held out, set data.eval"
+        raise ConfigError(f"stopper: no metric {name!r} of data set {label!r}; {there}")
+    greater = found[name].higher_is_better if comp is None else comp == "greater"
+    if greater is None:
+        raise ConfigError(f"stopper: metric {name!r} does not say what is better; set comp")
+    return torch.greater if greater else torch.less
