@@ -167,16 +167,17 @@ class RunFolder:
         """Write down where the newest checkpoint lies."""
         _write(self.folder / _NEWEST, {"path": path, "batch": batch})
 
-    def note_end(self, batch: int) -> None:
-        """Mark the run as finished after ``batch`` batches, with the results that are there."""
+    def note_end(self, batch: int, evaluation: dict[str, Any]) -> None:
+        """Mark the run as finished after ``batch`` batches, with what was measured and left."""
         results = [name for name in _RESULTS if (self.folder / name).exists()]
-        _write(self.folder / _FINISHED, {"batch": batch, "results": results})
+        _write(self.folder / _FINISHED, {"batch": batch, "evaluation": evaluation, "results": results})
 
-    def finished(self, batch: int) -> bool:
-        """Whether the run was marked as finished after ``batch`` batches and still has its results."""
+    def finished(self, batch: int, evaluation: dict[str, Any]) -> bool:
+        """Whether the run was finished after ``batch`` batches, measured so, and has its results yet."""
         try:
             mark = json.loads((self.folder / _FINISHED).read_text())
-            return mark["batch"] == batch and all((self.folder / name).exists() for name in mark["results"])
+            same = (mark["batch"], mark["evaluation"]) == (batch, evaluation)
+            return same and all((self.folder / name).exists() for name in mark["results"])
         except (OSError, ValueError, LookupError, TypeError):
             return False
 

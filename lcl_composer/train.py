@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lcl_composer.build import build_trainer, run_of
 from lcl_composer.checkpoint import only_safe_loads
@@ -57,10 +57,10 @@ def train(path: Path, overrides: list[str]) -> None:
             for note in composed.notes:
                 print(f"note: {note}")
             print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
-        run_to_end(trainer, run_of(composed.run))
+        run_to_end(trainer, run_of(composed.run), composed.run.evaluation)
 
 
-def run_to_end(trainer: Trainer, run: RunFolder) -> None:
+def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> None:
     """Train what is left, or only make up for an end that was cut off, and mark the run as finished.
 
     Raises:
@@ -74,7 +74,7 @@ def run_to_end(trainer: Trainer, run: RunFolder) -> None:
     assert state.max_duration is not None, "the config gives it"
     contents = next(c for c in state.callbacks if isinstance(c, CheckpointContents))
     ended = contents.ended or state.timestamp >= state.max_duration
-    if ended and on_first_rank(lambda: run.finished(int(state.timestamp.batch))):
+    if ended and on_first_rank(lambda: run.finished(int(state.timestamp.batch), evaluation)):
         if first:
             print(f"{run.name} is already finished ({state.timestamp.batch}); nothing to do")
         trainer.close()
@@ -95,7 +95,7 @@ def run_to_end(trainer: Trainer, run: RunFolder) -> None:
         raise SystemExit(stopped.exit_code) from None
     trainer.close()
     if first:
-        run.note_end(int(state.timestamp.batch))
+        run.note_end(int(state.timestamp.batch), evaluation)
 
 
 def make_up_end(trainer: Trainer) -> None:

@@ -46,6 +46,12 @@ def test_equal_settings_have_no_changes_however_they_are_written():
     )
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_has_its_default():
+    older = resolved()
+    del older["eval_interval"], older["data"]["max_bad_fraction"], older["evaluation"]
+    assert changes(older, resolved()) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "key"),
     [

@@ -116,14 +116,15 @@ def test_another_runs_checkpoints_are_not_taken_over(tmp_path: Path):
 
 def test_the_mark_of_the_end_holds_for_its_batch_and_its_results(tmp_path: Path):
     made = run(tmp_path)
-    assert not made.finished(6)
+    assert not made.finished(6, {})
     (made.folder / "encoder").mkdir(parents=True)
     (made.folder / "encoder/config.json").write_text("{}")
-    made.note_end(6)
-    assert made.finished(6)
-    assert not made.finished(7)
+    made.note_end(6, {"retrieval": {}})
+    assert made.finished(6, {"retrieval": {}})
+    assert not made.finished(7, {"retrieval": {}})
+    assert not made.finished(6, {})  # something else is to be measured
     (made.folder / "encoder/config.json").unlink()
-    assert not made.finished(6)
+    assert not made.finished(6, {"retrieval": {}})
 
 
 def test_save_folder_takes_the_runs_name():
