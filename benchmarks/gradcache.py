@@ -35,9 +35,9 @@ from lcl_composer.algorithms.grad_cache import GradCache
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import collate, make_sample, num_samples, num_tokens, split_batch
 from lcl_composer.data.interleave import TokenLayout
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.language_model import TransformersLM
-from lcl_composer.models.lcl import LCLModel
 from lcl_composer.models.pooler import AttentivePooler
 
 #: Side in pixels, patch, width of both towers, layers, heads.
@@ -45,7 +45,7 @@ SIZES = {"vit_s": (224, 16, 384, 12, 6), "tiny": (32, 16, 32, 2, 2)}
 VOCAB, WORDS = 49_411, 32
 
 
-def build(size: str) -> LCLModel:
+def build(size: str) -> LCL:
     """Both towers of one size, as ViT-S/16 and a language model as wide and deep; seed 0."""
     side, patch, width, depth, heads = SIZES[size]
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def build(size: str) -> LCLModel:
     encoder = TimmEncoder("vit_small_patch16_224", side, model_args=model_args)
     sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
     language_model = TransformersLM(VOCAB, **sizes, max_position_embeddings=WORDS + 2)
-    return LCLModel(encoder, AttentivePooler(width, width, heads), language_model, VOCAB)
+    return LCL(encoder, AttentivePooler(width, width, heads), language_model, VOCAB)
 
 
 def make_batch(documents: int, side: int, seed: int) -> PackedBatch:

@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 8
 _PRELOAD = ["benchmarks.jobs", "lcl_composer.train", "lcl_composer.build", "lcl_composer.data.loader"]
-_PRELOAD += ["lcl_composer.models.lcl", "lcl_composer.models.encoder", "lcl_composer.models.language_model"]
+_PRELOAD += ["lcl_composer.methods.lcl", "lcl_composer.models.encoder", "lcl_composer.models.language_model"]
 _PRELOAD += ["lcl_composer.callbacks.summary", "composer", "timm", "transformers.models.opt.modeling_opt"]
 
 #: Id, hash of the tokens and hash of the pixels of each.

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import rivals  # noqa: E402
+from lcl_composer.config.schema import StreamConfig  # noqa: E402
 from lcl_composer.data.document import Document, Image, Text  # noqa: E402
 from lcl_composer.data.image import (  # noqa: E402
     decode_image,
@@ -37,7 +38,7 @@ from lcl_composer.data.image import (  # noqa: E402
     draw_crop,
     train_transform,
 )
-from lcl_composer.data.interleave import LayoutRules  # noqa: E402
+from lcl_composer.data.interleave import Interleaved, LayoutRules  # noqa: E402
 from lcl_composer.data.loader import build_loader  # noqa: E402
 from lcl_composer.data.tokenizer import CLIPTokenizer  # noqa: E402
 from lcl_composer.data.writer import DocumentWriter  # noqa: E402
@@ -107,22 +108,22 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
 
 def ours(folder: Path, batch_size: int, **changes: Any) -> Any:
     """Our loader of a folder, in this process."""
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "streams": {"it": {"local": str(folder), "max_images": MAX_IMAGES}},
-        "train": True,
         "shuffle": True,
-        "shuffle_seed": 1,
-        "num_canonical_nodes": 1,
         "num_workers": 0,
-        "tokenizer": CLIPTokenizer(),
-        "rules": LayoutRules(tokens_per_image=rivals.TOKENS_PER_IMAGE, max_tokens=MAX_TOKENS),
-        "image_size": SIZE,
-        "batch_size": batch_size,
-        "seed": 1,
-        "max_bad_fraction": 0.0,
-        "pin_memory": False,
     }
-    return build_loader(**options | changes).dataloader
+    rules = LayoutRules(tokens_per_image=rivals.TOKENS_PER_IMAGE, max_tokens=MAX_TOKENS)
+    return build_loader(
+        StreamConfig.model_validate(settings | changes),
+        train=True,
+        layout=Interleaved(CLIPTokenizer(), rules),
+        image_size=SIZE,
+        batch_size=batch_size,
+        seed=1,
+        max_bad_fraction=0.0,
+        pin_memory=False,
+    ).dataloader
 
 
 def race(name: str, rows: dict[str, Callable[[], Iterable[Any]]], rounds: int, documents: int) -> None:

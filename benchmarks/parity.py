@@ -25,9 +25,9 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import collate, make_sample
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import LayoutRules, lay_out
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.language_model import TransformersLM
-from lcl_composer.models.lcl import LCLModel
 from lcl_composer.models.pooler import AttentivePooler
 from lcl_composer.models.released import from_released, to_released
 
@@ -52,7 +52,7 @@ class IdTokenizer:
         return " ".join(map(str, ids))
 
 
-def build(config: dict[str, Any], contrastive_weight: float, generation_weight: float) -> LCLModel:
+def build(config: dict[str, Any], contrastive_weight: float, generation_weight: float) -> LCL:
     """A model of the sizes in ``facts.json``'s config."""
     vision, text, pool = config["vision_cfg"], config["text_cfg"], config["pool_project_cfg"]
     encoder = TimmEncoder(
@@ -74,7 +74,7 @@ def build(config: dict[str, Any], contrastive_weight: float, generation_weight: 
     )
     pooler = AttentivePooler(pool["input_dim"], pool["output_dim"], num_heads=pool["attn_num_heads"])
     weights = {"contrastive_weight": contrastive_weight, "generation_weight": generation_weight}
-    return LCLModel(encoder, pooler, language_model, text["vocab_size"], **weights)
+    return LCL(encoder, pooler, language_model, text["vocab_size"], **weights)
 
 
 def to_document(ids: list[int], tokenizer: IdTokenizer, name: str) -> Document:
@@ -117,7 +117,7 @@ def relative(ours: Tensor, theirs: Tensor, floor: float = 0.0) -> float:
 
 
 def run_case(
-    model: LCLModel, batch: PackedBatch, case: dict[str, Tensor], facts: dict[str, Any]
+    model: LCL, batch: PackedBatch, case: dict[str, Tensor], facts: dict[str, Any]
 ) -> dict[str, float]:
     """Relative differences by name. A gradient counts against at least 1e-3 of the largest gradient: the
     key bias of softmax attention has a true gradient of 0, of which any code computes only rounding."""
@@ -134,8 +134,8 @@ def run_case(
         "labels": 0.0 if torch.equal(outputs["targets"], case["out.labels"]) else float("inf"),
     }
     weighted = (
-        model.contrastive_weight * losses["contrastive"],
-        model.generation_weight * losses["generation"],
+        model.terms["contrastive"].weight * losses["contrastive"],
+        model.terms["generation"].weight * losses["generation"],
     )
     for name, ours in zip(("contrastive_loss_weighted", "generation_loss"), weighted, strict=True):
         differences[name] = relative(ours, torch.tensor(facts[name], dtype=torch.float64))

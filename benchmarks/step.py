@@ -27,13 +27,14 @@ import torch
 from padded_reference import PaddedLCL, pad
 from torch import Tensor
 
-from lcl_composer.build import build_model, build_optimizer, parameter_groups
+from lcl_composer.build import build_optimizer, parameter_groups
 from lcl_composer.config.compose import compose
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import collate, make_sample
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
 from lcl_composer.data.tokenizer import CLIPTokenizer
+from lcl_composer.methods.build import build_model
 from lcl_composer.models.released import to_released
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from lcl_composer.callbacks.periodic import HeldOut, Periodic, evaluating
 from lcl_composer.callbacks.pictures import show
-from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.quiet import device_of
+from lcl_composer.methods.method import method_of
 
 _GAP = 4  # pixels of white between tiles
 _PEAK = 3  # times the even weight that is drawn as bright as can be
@@ -47,10 +48,13 @@ class AttentionMaps(Periodic):
         pixels = torch.cat([batch["pixel_values"] for batch in batches])[: self.images]
         if len(pixels) == 0:
             return
-        model = lcl_model(state)
+        model = method_of(state)
+        attend = getattr(model.parts.get("pooler"), "attention", None)
+        if attend is None:
+            raise ConfigError("callbacks.attention_maps: the method has no attentive pooler; remove it")
         with evaluating(state):
             tokens = model.encoder(pixels.to(device_of(model)))
-            attention = model.pooler.attention(tokens).float().cpu()
+            attention = attend(tokens).float().cpu()
         show(state, logger, "attention_maps", draw_grid(pixels.cpu(), attention))
 
 

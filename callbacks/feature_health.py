@@ -13,13 +13,13 @@ from composer.utils import dist
 from torch import Tensor
 
 from lcl_composer.callbacks.periodic import HeldOut, Periodic, evaluating
-from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
+from lcl_composer.methods.method import contrast_of, method_of
 
 log = logging.getLogger(__name__)
 
-ADVICE = "raise loss.contrastive_weight, lower the learning rate, or look at the data"
+ADVICE = "raise method.contrastive_weight, lower the learning rate, or look at the data"
 
 
 class FeatureHealth(Periodic):
@@ -64,21 +64,21 @@ class FeatureHealth(Periodic):
         metrics = {f"{side}_effective_rank": effective_rank(x) for side, x in sides.items()}
         metrics |= {f"{side}_uniformity": uniformity(x) for side, x in sides.items()}
         metrics["alignment"] = alignment(sides["image"], sides["context"])
-        metrics["logit_scale"] = float(lcl_model(state).scale())
+        metrics["logit_scale"] = float(contrast_of(method_of(state), "callbacks.feature_health").scale())
         logger.log_metrics({f"feature_health/{name}": value for name, value in metrics.items()})
         for side in sides:
             self._warn_of_collapse(side, metrics[f"{side}_effective_rank"], int(state.timestamp.batch))
 
     def _features(self, state: State) -> dict[str, Tensor]:
         """Unit features [P, E] of both sides, float32 on the CPU."""
-        model, parts = lcl_model(state), []
+        model = method_of(state)
+        contrast_of(model, "callbacks.feature_health")
+        reads = model.contrast_term.reads if model.contrast_term else ()
         with evaluating(state):
             parts = [model(to_device(batch, device_of(model))) for batch in self.held_out.batches(state)]
         return {
-            side: torch.nn.functional.normalize(
-                torch.cat([p[f"{side}_features"] for p in parts]).float().cpu(), dim=1
-            )
-            for side in ("image", "context")
+            side: torch.nn.functional.normalize(torch.cat([p[name] for p in parts]).float().cpu(), dim=1)
+            for side, name in zip(("image", "context"), reads, strict=True)
         }
 
     def _warn_of_collapse(self, side: str, rank: float, batch: int) -> None:

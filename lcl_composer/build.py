@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ from lcl_composer import registry
 from lcl_composer.checkpoint import Begun, check_whole, misfit
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
 from lcl_composer.config.schema import StreamConfig
-from lcl_composer.data.interleave import LayoutRules
+from lcl_composer.data.interleave import Layout
 from lcl_composer.data.tokenizer import Tokenizer
-from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.errors import DataError
+from lcl_composer.methods.build import build_model, build_tokenizer, layout_rules
 from lcl_composer.nodes import on_first_rank
 from lcl_composer.resume import check_resume, digest_of_documents, digest_of_tokenizer
 from lcl_composer.run_folder import RunFolder, Start
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
 
     from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
-    from lcl_composer.models.lcl import LCLModel
 
 #: Keys of the config that are arguments of Composer's Trainer under the same name.
 _TRAINER_ARGUMENTS = {
@@ -37,43 +36,6 @@ _TRAINER_ARGUMENTS = {
     "save_folder",
     "seed",
 }
-
-
-def build_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer; raises DataError if its file is missing."""
-    return registry.tokenizers.build(config.tokenizer.spec())
-
-
-def build_model(config: RunConfig, vocab_size: int) -> LCLModel:
-    """Encoder, pooler and language model under one ComposerModel; on the meta device if that is current.
-
-    Raises:
-        ConfigError: If the context is longer than the language model's positions.
-    """
-    from lcl_composer.models.lcl import LCLModel
-
-    encoder = registry.encoders.build(config.model.encoder.spec())
-    language_model = registry.language_models.build(config.model.language_model.spec(), vocab_size=vocab_size)
-    if config.data.max_tokens > language_model.max_position_embeddings:
-        raise ConfigError(
-            f"data.max_tokens is {config.data.max_tokens}, but model.language_model.max_position_embeddings "
-            f"is {language_model.max_position_embeddings}: a document longer than that has no positions; "
-            "raise the one or lower the other"
-        )
-    pooler = registry.poolers.build(
-        config.model.pooler.spec(), width=encoder.width, embed_dim=language_model.hidden_size
-    )
-    return LCLModel(encoder, pooler, language_model, vocab_size, **config.loss.model_dump())
-
-
-def layout_rules(config: RunConfig, tokens_per_image: int) -> LayoutRules:
-    """How documents become tokens in this run."""
-    return LayoutRules(
-        tokens_per_image=tokens_per_image,
-        max_tokens=config.data.max_tokens,
-        image_first_probability=config.data.image_first_probability,
-        min_context_tokens=config.data.min_context_tokens,
-    )
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
@@ -95,17 +57,16 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Op
     return registry.optimizers.build(config.optimizer.spec(), params=parameter_groups(model))
 
 
-def build_data(config: RunConfig, stream: StreamConfig, tokenizer: Tokenizer, rules: LayoutRules) -> DataSpec:
+def build_data(config: RunConfig, stream: StreamConfig, layout: Layout) -> DataSpec:
     """The loader of ``data.train`` or ``data.eval`` for this rank."""
     from composer.utils import dist
 
     from lcl_composer.data.loader import build_loader
 
     return build_loader(
-        **stream.model_dump(exclude={"generate"}),
+        stream,
         train=stream is config.data.train,
-        tokenizer=tokenizer,
-        rules=rules,
+        layout=layout,
         image_size=config.data.image_size,
         batch_size=config.global_train_batch_size // dist.get_world_size(),
         seed=config.seed,
@@ -124,7 +85,9 @@ def run_of(config: RunConfig) -> RunFolder:
     return RunFolder(config.run_name, run_folder(config), config.save_folder)
 
 
-def build_callbacks(composed: ComposedConfig, contents: CheckpointContents) -> list[Callback]:
+def build_callbacks(
+    composed: ComposedConfig, contents: CheckpointContents, tokenizer: Tokenizer
+) -> list[Callback]:
     """What every run records, then what the YAML names.
 
     The order matters: a lost loss stops the run before anything is measured; at the end of training the table
@@ -134,9 +97,9 @@ def build_callbacks(composed: ComposedConfig, contents: CheckpointContents) -> l
     from lcl_composer.callbacks.curves import Curves
     from lcl_composer.callbacks.exact_resume import ExactResume
     from lcl_composer.callbacks.export_encoder import ExportEncoder
+    from lcl_composer.callbacks.nothing_to_learn import NothingToLearn
     from lcl_composer.callbacks.run_checkpoints import RunCheckpoints
     from lcl_composer.callbacks.run_record import RunRecord
-    from lcl_composer.callbacks.text_only import TextOnly
     from lcl_composer.callbacks.training_metrics import TrainingMetrics
 
     config, folder = composed.run, run_folder(composed.run)
@@ -148,27 +111,21 @@ def build_callbacks(composed: ComposedConfig, contents: CheckpointContents) -> l
     record = RunRecord(folder, composed.to_yaml())
     export = ExportEncoder(folder / "encoder", config)
     saver = RunCheckpoints(run_of(config), config.save_interval, config.save_num_checkpoints_to_keep)
-    always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), TextOnly()]
-    return [*always, *named, export, Curves(folder), build_end_table(config), saver]
+    always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), NothingToLearn()]
+    return [*always, *named, export, Curves(folder), build_end_table(config, tokenizer), saver]
 
 
-def build_end_table(config: RunConfig) -> Callback:
+def build_end_table(config: RunConfig, tokenizer: Tokenizer) -> Callback:
     """The table at the end of the run, with the measurements that ``evaluation`` names."""
     from lcl_composer.callbacks.summary import EndTable
-    from lcl_composer.data.image import eval_transform
-    from lcl_composer.evaluation.gallery import Gallery
-    from lcl_composer.evaluation.probe import ProbeSettings
-    from lcl_composer.evaluation.retrieval import RetrievalSettings
 
-    folder, settings = run_folder(config), config.evaluation
-    return EndTable(
-        folder,
-        transform=partial(eval_transform, size=config.data.image_size),
-        retrieval=RetrievalSettings(**settings["retrieval"]) if "retrieval" in settings else None,
-        probe=ProbeSettings(**settings["probe"]) if "probe" in settings else None,
-        encoder=folder / "encoder",
-        gallery=Gallery(build_tokenizer(config)) if "retrieval" in settings else None,
-    )
+    folder = run_folder(config)
+    offered = {"image_size": config.data.image_size, "tokenizer": tokenizer}
+    evaluations = {
+        name: registry.evaluations.build({"name": name, **spec}, **offered)
+        for name, spec in config.evaluation.items()
+    }
+    return EndTable(folder, evaluations, encoder=folder / "encoder")
 
 
 def build_loggers(config: RunConfig) -> list[LoggerDestination]:
@@ -201,10 +158,11 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     reproducibility.seed_all(config.seed)
     tokenizer = build_tokenizer(config)
     model = build_model(config, tokenizer.vocab_size)
-    rules = layout_rules(config, model.encoder.tokens_per_image)
-    train_data = build_data(config, config.data.train, tokenizer, rules)
-    callbacks = build_callbacks(composed, check_start(config, start, model, tokenizer, train_data))
-    held_out = config.data.eval and build_data(config, config.data.eval, tokenizer, rules)
+    layout = model.layout(tokenizer, layout_rules(config, model.encoder.tokens_per_image))
+    train_data = build_data(config, config.data.train, layout)
+    contents = check_start(config, start, model, tokenizer, train_data)
+    callbacks = build_callbacks(composed, contents, tokenizer)
+    held_out = config.data.eval and build_data(config, config.data.eval, layout)
     trainer = Trainer(
         model=model,
         train_dataloader=train_data,

@@ -135,9 +135,8 @@ def evaluate(
 ) -> None:
     """Linear probe of an exported encoder, frozen, beside the same encoder untrained."""
     from lcl_composer.evaluation.frozen import evaluate_frozen
-    from lcl_composer.evaluation.probe import ProbeSettings
 
-    trained, untrained = evaluate_frozen(encoder, ProbeSettings(train, val, features))
+    trained, untrained = evaluate_frozen(encoder, train, val, features)
     typer.echo(
         f"trained {trained.accuracy:.1%}, untrained {untrained.accuracy:.1%}, chance {trained.chance:.1%}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,15 +18,15 @@ from lcl_composer.registry import encoders, poolers
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import RunConfig
+    from lcl_composer.methods.method import Method
     from lcl_composer.models.encoder import Encoder
-    from lcl_composer.models.network import LCLNetwork
     from lcl_composer.models.pooler import AttentivePooler
 
 _CONFIG, _ENCODER, _POOLER = "config.json", "model.safetensors", "pooler.safetensors"
 
 
-def export_encoder(model: LCLNetwork, config: RunConfig, folder: str | Path) -> Path:
-    """Write the encoder and its pooler to ``folder``.
+def export_encoder(model: Method, config: RunConfig, folder: str | Path) -> Path:
+    """Write the encoder and, where there is one, its pooler to ``folder``.
 
     ``model.safetensors`` holds the backbone under its own library's names: for a timm encoder
     ``timm.create_model(name, checkpoint_path=...)`` reads it. ``config.json`` says how it was built, and
@@ -38,30 +38,33 @@ def export_encoder(model: LCLNetwork, config: RunConfig, folder: str | Path) -> 
     Raises:
         DataError: If a weight is not finite.
     """
-    return _write(model.encoder, model.pooler, config.model, Path(folder))
+    pooler = cast("AttentivePooler | None", model.parts.get("pooler"))
+    return _write(model.encoder, pooler, config.model, Path(folder))
 
 
-def _write(encoder: Encoder, pooler: AttentivePooler, config: ModelConfig, folder: Path) -> Path:
-    check_finite(f"export to {folder}", encoder.state_dict() | pooler.state_dict())
+def _write(encoder: Encoder, pooler: AttentivePooler | None, config: ModelConfig, folder: Path) -> Path:
+    check_finite(f"export to {folder}", _weights(encoder, pooler))
     folder.mkdir(parents=True, exist_ok=True)
     _save(encoder.backbone, folder / _ENCODER)
-    _save(pooler, folder / _POOLER)
     normalize = encoder.normalize
     description = {
         "encoder": config.encoder.spec() | {"pretrained": None},
-        "pooler": config.pooler.spec(),
         "width": encoder.width,
-        "embed_dim": pooler.proj.out_features,
         "tokens_per_image": encoder.tokens_per_image,
         "mean": (normalize.mean / 255).flatten().tolist(),
         "std": (normalize.std / 255).flatten().tolist(),
     }
+    if pooler is not None and config.pooler is not None:
+        _save(pooler, folder / _POOLER)
+        description |= {"pooler": config.pooler.spec(), "embed_dim": pooler.proj.out_features}
     (folder / _CONFIG).write_text(json.dumps(description, indent=2) + "\n")
     return folder
 
 
-def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
+def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
     """Read an exported encoder: ``encoder(pixel_values)`` gives patch tokens, ``pooler(tokens)`` the latent.
+
+    The pooler is None where the method had none.
 
     Raises:
         DataError: If a file is missing, damaged, not finite, or does not fit the architecture in
@@ -71,33 +74,39 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
     encoder, pooler = untrained_encoder(folder)
     try:
         encoder.backbone.load_state_dict(load_file(folder / _ENCODER))
-        pooler.load_state_dict(load_file(folder / _POOLER))
+        if pooler is not None:
+            pooler.load_state_dict(load_file(folder / _POOLER))
     except (SafetensorError, RuntimeError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
-    check_finite(f"encoder {folder}", encoder.state_dict() | pooler.state_dict())
+    check_finite(f"encoder {folder}", _weights(encoder, pooler))
     return encoder, pooler
 
 
-def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler]:
+def _weights(encoder: Encoder, pooler: AttentivePooler | None) -> dict[str, Tensor]:
+    return encoder.state_dict() | (pooler.state_dict() if pooler is not None else {})
+
+
+def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
     """The architecture of an exported encoder with random weights, in eval mode, to compare with.
 
     Raises:
         DataError: If a file is missing, or ``config.json`` is damaged.
     """
     folder = Path(folder)
-    for name in (_CONFIG, _ENCODER, _POOLER):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder}: not an exported encoder, {name} is missing")
     try:
         description = json.loads((folder / _CONFIG).read_text())
+        for name in (_ENCODER, *([_POOLER] if "pooler" in description else [])):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder}: not an exported encoder, {name} is missing")
         spec = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
         encoder = encoders.build(spec)
-        pooler = poolers.build(
-            description["pooler"], width=description["width"], embed_dim=description["embed_dim"]
-        )
+        sizes = {key: description[key] for key in ("width", "embed_dim") if key in description}
+        pooler = poolers.build(description["pooler"], **sizes) if "pooler" in description else None
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: not an exported encoder, {_CONFIG} is missing") from error
     except (LookupError, ValueError, TypeError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
-    return encoder.eval(), pooler.eval()
+    return encoder.eval(), pooler.eval() if pooler is not None else None
 
 
 def _save(module: nn.Module, path: Path) -> None:
@@ -156,15 +165,19 @@ def _settings_beside(checkpoint: Path) -> dict[str, Any]:
 
 def _image_side(
     model: ModelConfig, state: dict[str, Tensor], checkpoint: str | Path
-) -> tuple[Encoder, AttentivePooler]:
-    """Encoder and pooler with the checkpoint's weights; nothing else of the run is needed, or built."""
+) -> tuple[Encoder, AttentivePooler | None]:
+    """Encoder and, if there is one, pooler with the checkpoint's weights; nothing else of the run is needed, or built."""
     try:
         spec = {key: value for key, value in model.encoder.spec().items() if key != "pretrained"}
         encoder = encoders.build(spec)
-        embed_dim = model.language_model.spec().get("hidden_size", len(state["pooler.proj.weight"]))
-        pooler = poolers.build(model.pooler.spec(), width=encoder.width, embed_dim=embed_dim)
+        pooler = None
+        if model.pooler is not None:
+            embed_dim = len(state["pooler.proj.weight"])
+            pooler = poolers.build(model.pooler.spec(), width=encoder.width, embed_dim=embed_dim)
         for name, part in (("encoder.", encoder), ("pooler.", pooler)):
-            part.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+            if part is not None:
+                weights = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+                part.load_state_dict(weights)
     except (RuntimeError, LookupError) as error:
         raise DataError(
             f"checkpoint {checkpoint}: another architecture than its config: {one_line(error)}"

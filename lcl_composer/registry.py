@@ -80,6 +80,16 @@ class Registry(Generic[T]):
         own = own_parameters(self.get(name))
         return {key: parameter for key, parameter in own.items() if key not in self.injected}
 
+    def injectable(self, name: str) -> dict[str, inspect.Parameter]:
+        """Return the constructor's parameters that the program sets."""
+        own = own_parameters(self.get(name))
+        return {key: parameter for key, parameter in own.items() if key in self.injected}
+
+    def settings(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of ``{"name": ..., **parameters}`` with the defaults filled in."""
+        defaults = {key: p.default for key, p in self.parameters(spec["name"]).items()}
+        return defaults | {key: value for key, value in spec.items() if key != "name"}
+
     def describe(self, name: str) -> str:
         """Return the first line of the component's docstring, its markup removed."""
         line = (inspect.getdoc(self.get(name)) or "").strip().split("\n")[0]
@@ -134,6 +144,12 @@ encoders: Registry[Any] = Registry(
         "timm": "lcl_composer.models.encoder:TimmEncoder",
         "transformers": "lcl_composer.models.encoder:TransformersEncoder",
     },
+)
+methods: Registry[Any] = Registry(
+    "method",
+    {"lcl": "lcl_composer.methods.lcl:LCL"},
+    dropins="methods",
+    injected=("encoder", "pooler", "language_model", "vocab_size"),
 )
 poolers: Registry[Any] = Registry(
     "pooler", {"attentive": "lcl_composer.models.pooler:AttentivePooler"}, injected=("width", "embed_dim")
@@ -235,16 +251,18 @@ converters: Registry[Any] = Registry(
         "table": "lcl_composer.convert.table:Table",
     },
 )
-evaluators: Registry[Any] = Registry(
+evaluations: Registry[Any] = Registry(
     "evaluation",
     {
-        "probe": "lcl_composer.evaluation.probe:ProbeSettings",
-        "retrieval": "lcl_composer.evaluation.retrieval:RetrievalSettings",
+        "probe": "lcl_composer.evaluation.probe_trained:FrozenProbe",
+        "retrieval": "lcl_composer.evaluation.held_out:HeldOutRetrieval",
     },
+    injected=("image_size", "tokenizer"),
 )
 
 #: Every table, by the name that `lcl list` takes.
 REGISTRIES: dict[str, Registry[Any]] = {
+    "methods": methods,
     "encoders": encoders,
     "poolers": poolers,
     "language_models": language_models,
@@ -254,7 +272,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "algorithms": algorithms,
     "callbacks": callbacks,
     "loggers": loggers,
-    "evaluators": evaluators,
+    "evaluations": evaluations,
     "generators": generators,
     "converters": converters,
 }

@@ -117,5 +117,5 @@ def opening_line(config: RunConfig, trainer: Trainer, ranks: int) -> str:
     return (
         f"{config.run_name}: {parameters / 1e6:,.1f}M parameters on {ranks} x {device.type}, "
         f"{config.global_train_batch_size} documents a batch, {contrasted} contrasted at once, "
-        f"losses by {resolve_backend(device, config.loss.backend)}; runs/{config.run_name}"
+        f"losses by {resolve_backend(device, config.method.spec().get('backend'))}; runs/{config.run_name}"
     )

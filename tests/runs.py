@@ -43,6 +43,7 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
                 "max_position_embeddings": 64,
             },
         },
+        "method": {"name": "lcl"},
         "tokenizer": {"name": "bpe", "path": str(data / "tokenizer.json")},
         "data": {
             "image_size": 16,

@@ -13,6 +13,7 @@ from lcl_composer import build
 from lcl_composer.config import RunConfig, check_batch_divides, compose
 from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.build import build_model, layout_rules
 from tests import runs
 
 YAMLS = runs.ROOT / "yamls"
@@ -39,9 +40,9 @@ def test_every_experiment_builds_its_model(path: Path):
     run = compose(path, ["data.train.local=data"] if wants_data else []).run
     vocab_size = CLIPTokenizer.vocab_size if run.tokenizer.name == "clip" else 1024
     with torch.device("meta"):
-        model = build.build_model(run, vocab_size)
+        model = build_model(run, vocab_size)
     assert all(parameter.is_meta for parameter in model.parameters())
-    rules = build.layout_rules(run, model.encoder.tokens_per_image)
+    rules = layout_rules(run, model.encoder.tokens_per_image)
     assert rules.max_tokens == run.data.max_tokens
     assert model.encoder.image_size == run.data.image_size
     optimizer = build.build_optimizer(run, model)
@@ -62,14 +63,14 @@ def _text(path: Path) -> str:
 def test_recipes_are_those_of_the_release(name: str, tokens: int, positions: int):
     run = compose(YAMLS / f"pretrain/{name}.yaml", []).run
     with torch.device("meta"):
-        model = build.build_model(run, CLIPTokenizer.vocab_size)
+        model = build_model(run, CLIPTokenizer.vocab_size)
     assert model.encoder.tokens_per_image == tokens
     assert model.language_model.max_position_embeddings == positions
     assert len(model.generation_head.weight) == 49411
 
 
 def test_weight_decay_on_matrices_only():
-    model = build.build_model(config(), 300)
+    model = build_model(config(), 300)
     decayed, others = build.build_optimizer(config(), model).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.2, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -84,7 +85,7 @@ def test_weight_decay_on_matrices_only():
 
 
 def test_a_frozen_parameter_is_not_optimised():
-    model = build.build_model(config(), 300)
+    model = build_model(config(), 300)
     model.pooler.query.requires_grad_(False)
     groups = build.build_optimizer(config(), model).param_groups
     assert not any(p is model.pooler.query for group in groups for p in group["params"])
@@ -99,11 +100,14 @@ def test_context_beyond_the_positions():
     values = config().model_dump()
     values["data"]["max_tokens"] = 65
     with pytest.raises(ConfigError, match=r"data\.max_tokens is 65, .*max_position_embeddings is 64"):
-        build.build_model(RunConfig(**values), 300)
+        build_model(RunConfig(**values), 300)
 
 
 def test_model_follows_the_config():
-    model = build.build_model(config(loss={"contrastive_weight": 0.5, "logit_scale_max": 20.0}), 300)
-    assert (model.contrastive_weight, model.generation_weight, model.logit_scale_max) == (0.5, 1.0, 20.0)
+    model = build_model(
+        config(method={"name": "lcl", "contrastive_weight": 0.5, "logit_scale_max": 20.0}), 300
+    )
+    assert [term.weight for term in model.terms.values()] == [0.5, 1.0]
+    assert model.terms["contrastive"].contrast.logit_scale_max == 20.0
     assert model.generation_head.out_features == 300
     assert model.pooler.num_heads == 2

@@ -9,11 +9,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from lcl_composer.build import build_model
 from lcl_composer.config import RunConfig
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.export import export_checkpoint, export_encoder, load_encoder
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.build import build_model
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.released import from_released
 from tests import runs
 
@@ -31,18 +31,18 @@ def config() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def model(config: RunConfig) -> LCLModel:
+def model(config: RunConfig) -> LCL:
     torch.manual_seed(5)
     return build_model(config, VOCAB_SIZE).eval()
 
 
 @pytest.fixture
-def folder(model: LCLModel, config: RunConfig, tmp_path: Path) -> Path:
+def folder(model: LCL, config: RunConfig, tmp_path: Path) -> Path:
     return export_encoder(model, config, tmp_path / "encoder")
 
 
 @torch.no_grad()
-def test_exported_encoder_gives_equal_features(model: LCLModel, folder: Path):
+def test_exported_encoder_gives_equal_features(model: LCL, folder: Path):
     encoder, pooler = load_encoder(folder)
     assert not encoder.training
     tokens = encoder(pixels())
@@ -69,7 +69,7 @@ def test_transformers_encoder(tmp_path: Path):
 
 
 @torch.no_grad()
-def test_timm_reads_the_exported_weights(model: LCLModel, folder: Path, config: RunConfig):
+def test_timm_reads_the_exported_weights(model: LCL, folder: Path, config: RunConfig):
     """As a user does who has no lcl_composer."""
     vit = timm.create_model(
         "vit_base_patch32_clip_224",
@@ -84,7 +84,7 @@ def test_timm_reads_the_exported_weights(model: LCLModel, folder: Path, config: 
 
 
 def test_weights_that_are_not_finite_are_neither_written_nor_read(
-    model: LCLModel, config: RunConfig, folder: Path, tmp_path: Path
+    model: LCL, config: RunConfig, folder: Path, tmp_path: Path
 ):
     good = load_file(folder / "model.safetensors")
     save_file({**good, "cls_token": good["cls_token"] / 0}, folder / "model.safetensors")
@@ -120,7 +120,7 @@ def test_weights_of_another_architecture(folder: Path, config: RunConfig):
 
 
 @pytest.fixture
-def checkpoint(model: LCLModel, tmp_path: Path) -> Path:
+def checkpoint(model: LCL, tmp_path: Path) -> Path:
     """A run folder with one checkpoint, as DDP names its tensors."""
     folder = tmp_path / "runs/tiny"
     (folder / "checkpoints").mkdir(parents=True)
@@ -132,15 +132,13 @@ def checkpoint(model: LCLModel, tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def test_checkpoint_to_encoder(model: LCLModel, checkpoint: Path, tmp_path: Path):
+def test_checkpoint_to_encoder(model: LCL, checkpoint: Path, tmp_path: Path):
     encoder, pooler = load_encoder(export_checkpoint(checkpoint, tmp_path / "out"))
     assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
 
 
 @torch.no_grad()
-def test_a_checkpoint_is_exported_from_anywhere(
-    model: LCLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_checkpoint_is_exported_from_anywhere(model: LCL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It holds its config, of which the model's part is read: the drop-ins of the run need not be there."""
     settings = RunConfig(**runs.settings(Path("data"), callbacks={"lost_drop_in": {}})).model_dump(
         mode="json"
@@ -153,7 +151,7 @@ def test_a_checkpoint_is_exported_from_anywhere(
     assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
 
 
-def test_checkpoint_to_released_layout(model: LCLModel, checkpoint: Path, tmp_path: Path):
+def test_checkpoint_to_released_layout(model: LCL, checkpoint: Path, tmp_path: Path):
     folder = export_checkpoint(checkpoint, tmp_path / "out", layout="released")
     released = load_file(folder / "state_dict.safetensors")
     assert "visual.conv1.weight" in released

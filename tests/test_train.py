@@ -150,7 +150,7 @@ def test_dropout_is_on_and_another_seed_gives_another_run(uninterrupted: tuple[P
 
 
 def test_microbatches_change_no_generation_loss(data: Path, tmp_path: Path):
-    options: dict[str, Any] = {"loss": {"contrastive_weight": 0.0}, "max_duration": "4ba"}
+    options: dict[str, Any] = {"method": {"name": "lcl", "contrastive_weight": 0.0}, "max_duration": "4ba"}
     fit(runs.settings(data, **options))
     fit(runs.settings(data, **options, device_train_microbatch_size=1, run_name="micro"))
     whole, micro = runs.read_metrics(tmp_path), runs.read_metrics(tmp_path, "micro")
@@ -166,7 +166,7 @@ def test_text_only_data_train_generation_and_are_told_once(tmp_path: Path, caplo
     losses = runs.read_metrics(tmp_path)
     assert losses[8]["loss/train/generation"] < losses[1]["loss/train/generation"]
     assert all(row["loss/train/contrastive"] == 0 for row in losses.values())
-    told = [record.getMessage() for record in caplog.records if "L_con is 0" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "loss is 0" in record.getMessage()]
     assert len(told) == 1
     assert "batch 0 on rank 0 (document 'doc-" in told[0]
 
@@ -174,10 +174,12 @@ def test_text_only_data_train_generation_and_are_told_once(tmp_path: Path, caplo
 def test_images_with_text_before_them_are_not_told(data: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         fit(runs.settings(data, max_duration="1ba"))
-        values = runs.settings(data, max_duration="1ba", run_name="off", loss={"contrastive_weight": 0.0})
+        values = runs.settings(
+            data, max_duration="1ba", run_name="off", method={"name": "lcl", "contrastive_weight": 0.0}
+        )
         values["data"]["min_context_tokens"] = 60
         fit(values)
-    assert "L_con is 0" not in caplog.text
+    assert "loss is 0" not in caplog.text
 
 
 def test_bad_samples_do_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -10,8 +10,7 @@ from composer.core import Event, State
 from composer.loggers import Logger
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled
-from lcl_composer.callbacks.unwrap import lcl_model
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.method import Method, contrast_of, method_of
 
 Policy = Literal["learnable", "constant", "linear", "cosine", "warmup"]
 
@@ -28,11 +27,11 @@ class ContrastiveTemperature(Scheduled):
 
     Args:
         policy: See above.
-        start: Temperature at the start; None takes ``1 / loss.logit_scale_init``.
+        start: Temperature at the start; None takes ``1 / method.logit_scale_init``.
         end: Temperature at ``until``; only with ``linear``, ``cosine`` and ``warmup``.
         begin: When it starts to move.
         until: When it arrives.
-        floor: Lowest temperature; None takes ``1 / loss.logit_scale_max``.
+        floor: Lowest temperature; None takes ``1 / method.logit_scale_max``.
         ceiling: Highest temperature; None for no limit.
 
     Raises:
@@ -73,10 +72,11 @@ class ContrastiveTemperature(Scheduled):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Set or leave the value; log it; drop its gradient."""
-        model = lcl_model(state)
+        model = method_of(state)
+        contrast = contrast_of(model, "algorithms.contrastive_temperature")
         if event == Event.AFTER_BACKWARD:
-            if model.logit_scale.grad is not None:
-                model.logit_scale.grad.zero_()
+            if contrast.logit_scale.grad is not None:
+                contrast.logit_scale.grad.zero_()
             return
         if event == Event.BATCH_END:  # the last step of a warm-up must leave its end, also in a checkpoint
             self.set(model, self.schedule.value(state))
@@ -86,22 +86,24 @@ class ContrastiveTemperature(Scheduled):
                 self.policy == "warmup" and self.schedule.over(state)
             )
             if self._learned:
-                logger.log_metrics({self.metric: 1 / float(model.scale())})
+                logger.log_metrics({self.metric: 1 / float(contrast.scale())})
                 return
         super().apply(event, state, logger)
 
-    def prepare(self, model: LCLModel) -> None:
+    def prepare(self, model: Method) -> None:
         """Set bounds and start."""
-        model.logit_scale_max = 1 / self.floor if self.floor else model.logit_scale_max
-        model.logit_scale_min = 1 / self.ceiling if self.ceiling else model.logit_scale_min
+        contrast = contrast_of(model, "algorithms.contrastive_temperature")
+        contrast.logit_scale_max = 1 / self.floor if self.floor else contrast.logit_scale_max
+        contrast.logit_scale_min = 1 / self.ceiling if self.ceiling else contrast.logit_scale_min
         if self.start is None:
-            self.schedule.start = 1 / float(model.logit_scale.exp())
+            self.schedule.start = 1 / float(contrast.logit_scale.exp())
         if self.policy == "constant":
             self.schedule.end = self.schedule.start
         self.set(model, self.schedule.start)
 
-    def set(self, model: LCLModel, value: float) -> float:
+    def set(self, model: Method, value: float) -> float:
         """Write the temperature into the parameter; return it as clamped to its bounds."""
+        contrast = contrast_of(model, "algorithms.contrastive_temperature")
         with torch.no_grad():
-            model.logit_scale.fill_(-math.log(value))
-        return 1 / float(model.scale())
+            contrast.logit_scale.fill_(-math.log(value))
+        return 1 / float(contrast.scale())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled, Shape
 from lcl_composer.errors import ConfigError
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.method import Method, Term
 
 
 class ContrastiveWeight(Scheduled):
     """Moves lambda in ``L = lambda * L_con + L_gen`` over training (LCL, arXiv 2406.07543, equation 8).
 
     A warm-up is ``{start: 0, end: 0.1, until: 2000ba}``; a switch half-way is ``{start: 0.1, end: 0, begin:
-    0.5dur, until: 0.5dur}``. A constant weight is ``loss.contrastive_weight``. Where the weight is 0, L_con
+    0.5dur, until: 0.5dur}``. A constant weight is ``method.contrastive_weight``. Where the weight is 0, L_con
     is not computed. Logged as ``loss/contrastive_weight``.
 
     Args:
@@ -32,20 +32,30 @@ class ContrastiveWeight(Scheduled):
             raise ValueError(f"start {start} and end {end} must not be negative")
         super().__init__(Schedule(start, end, shape, begin, until), "loss/contrastive_weight")
 
-    def prepare(self, model: LCLModel) -> None:
+    def prepare(self, model: Method) -> None:
         """Refuse a run that would train nothing for a while; start at the start.
 
         Raises:
-            ConfigError: If both weights would be 0.
+            ConfigError: If all weights would be 0, or the method contrasts nothing.
         """
-        if model.generation_weight == 0 and min(self.schedule.start, self.schedule.end) == 0:
+        term = _contrast_term(model)
+        others = sum(other.weight for other in model.terms.values() if other is not term)
+        if others == 0 and min(self.schedule.start, self.schedule.end) == 0:
             raise ConfigError(
-                "algorithms.contrastive_weight: reaches 0 while loss.generation_weight is 0; "
+                "algorithms.contrastive_weight: reaches 0 while every other loss has the weight 0; "
                 "nothing would be trained"
             )
-        model.contrastive_weight = self.schedule.start
+        term.weight = self.schedule.start
 
-    def set(self, model: LCLModel, value: float) -> float:
+    def set(self, model: Method, value: float) -> float:
         """Set lambda."""
-        model.contrastive_weight = value
+        _contrast_term(model).weight = value
         return value
+
+
+def _contrast_term(model: Method) -> Term:
+    if model.contrast_term is None:
+        raise ConfigError(
+            f"algorithms.contrastive_weight: the method {type(model).__name__} contrasts nothing; remove it"
+        )
+    return model.contrast_term

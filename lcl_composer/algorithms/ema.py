@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.algorithms.schedule import in_batches
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.method import method_of
 
 Part = Literal["all", "encoder"]
 
@@ -47,9 +48,9 @@ class EMA(Algorithm):
         evaluate: bool = True,
         export: bool = True,
     ):
-        self.begin = _batches("begin", begin, least=0)
-        self.interval = _batches("update_interval", update_interval, least=1)
-        self.smoothing = 2 ** (-self.interval / _batches("half_life", half_life, least=1))
+        self.begin = in_batches("begin", begin, least=0)
+        self.interval = in_batches("update_interval", update_interval)
+        self.smoothing = 2 ** (-self.interval / in_batches("half_life", half_life))
         self.part, self.evaluate, self.export = part, evaluate, export
         self.average: dict[str, Tensor] = {}
         self.in_model = False  # whether the model holds the average and ``average`` the trained weights
@@ -70,7 +71,7 @@ class EMA(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Make, update or swap."""
-        model = lcl_model(state)
+        model = method_of(state)
         if event == Event.AFTER_LOAD:
             self._make(model)
         elif event == Event.BATCH_END:
@@ -158,14 +159,6 @@ class EMA(Algorithm):
             )
         self.average = {name: _placed_like(self._loaded[name], tensor) for name, tensor in weights.items()}
         self._loaded = None
-
-
-def _batches(key: str, time: str, least: int) -> int:
-    """The number in a time string in ``ba``."""
-    parsed = Time.from_timestring(time)
-    if parsed.unit != TimeUnit.BATCH or parsed.value < least:
-        raise ValueError(f"{key} {time!r} must be in batches, at least {least}ba")
-    return int(parsed.value)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from composer.core import Algorithm, Event, State
 from composer.core.precision import get_precision_context
@@ -10,23 +12,23 @@ from composer.trainer.trainer import OOM_FOUND_ON_OTHER_RANK
 from composer.utils import dist
 from torch import Tensor
 
-from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.contrast import Contrast
+from lcl_composer.methods.method import Method, contrast_of, method_of
 
 #: State of torch's generators: the CPU's, and the device's if it has one.
 _Random = tuple[Tensor, Tensor | None]
 
 
 class GradCache(Algorithm):
-    """Sets every image of the global batch against every context, however small the microbatches.
+    """Contrasts over the whole global batch, however small the microbatches.
 
-    GradCache (arXiv 2101.06983): the features of all microbatches are computed without a graph, L_con of
-    the whole batch over all ranks is differentiated with respect to them, and each microbatch then sends its
-    features' gradient back, with the same dropout. The gradient is that of the undivided batch, to rounding,
-    through the encoder and the language model both; the price is one more forward of everything but the
-    vocabulary. The losses logged are those of the undivided batch too.
+    GradCache (arXiv 2101.06983): the features of all microbatches are computed without a graph, the contrast
+    of the whole batch over all ranks is differentiated with respect to them, and each microbatch then sends
+    its features' gradient back, with the same dropout. The gradient is that of the undivided batch, to
+    rounding, through both sides; the price is one more forward of everything but the vocabulary. The losses
+    logged are those of the undivided batch too.
 
     Nothing happens where the batch is one microbatch or the contrastive weight is 0. It works with
     ``device_train_microbatch_size: auto``: each attempt caches anew. Layers that count what they see in train
@@ -48,78 +50,77 @@ class GradCache(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Cache at the start of an attempt, hand out before each forward, clear at the end."""
-        model = lcl_model(state)
+        model = method_of(state)
+        contrast = contrast_of(model, "algorithms.grad_cache")
         if event == Event.BATCH_START:
             self._batch = state.batch
         elif event == Event.BEFORE_TRAIN_BATCH:
             assert self._batch is not None, "BATCH_START comes first"
-            model.contrastive_override = None  # left behind if an attempt ran out of memory
+            contrast.override = None  # left behind if an attempt ran out of memory
             # The batch itself, not state.batch: that is a microbatch after such an attempt.
             microbatches = split_batch(
                 self._batch, state.device_train_microbatch_size or len(self._batch["ids"])
             )
-            wanted = len(microbatches) > 1 and model.contrastive_weight
+            assert model.contrast_term is not None
+            wanted = len(microbatches) > 1 and model.contrast_term.weight
             self._pieces = _cache(state, model, microbatches) if wanted else []
         elif event == Event.BEFORE_FORWARD and self._pieces:
             piece = self._pieces.pop(0)
             _set_random(state, piece.random)
-            model.contrastive_override = piece.share
+            contrast.override = piece.share
         elif event == Event.AFTER_TRAIN_BATCH:
-            model.contrastive_override, self._batch = None, None
+            contrast.override, self._batch = None, None
 
 
+@dataclass(frozen=True)
 class _Piece:
     """What one microbatch needs: its features' gradients, its part of the loss, and how its dropout fell."""
 
-    def __init__(
-        self,
-        model: LCLModel,
-        random: _Random,
-        grad_images_PE: Tensor,
-        grad_contexts_PE: Tensor,
-        grad_scalars: list[Tensor],
-        value: Tensor,
-    ):
-        self.model, self.random, self.grad_scalars, self.value = model, random, grad_scalars, value
-        self.grad_images_PE, self.grad_contexts_PE = grad_images_PE, grad_contexts_PE
+    contrast: Contrast
+    random: _Random
+    grad_features: list[Tensor]  # of each side, as the features
+    grad_scalars: list[Tensor]
+    value: Tensor
 
-    def share(self, images_PE: Tensor, contexts_PE: Tensor, total: Tensor) -> Tensor:
-        """Stands for ``LCLModel.contrastive``: has the loss's value and passes on the cached gradients."""
-        inner = (images_PE.float() * self.grad_images_PE).sum() + (
-            contexts_PE.float() * self.grad_contexts_PE
-        ).sum()
-        for scalar, grad in zip(self.model.contrastive_scalars(), self.grad_scalars, strict=True):
+    def share(self, images: Tensor, contexts: Tensor, total: Tensor) -> Tensor:
+        """Stands for the contrast: has the loss's value and passes on the cached gradients."""
+        sides = zip((images, contexts), self.grad_features, strict=True)
+        inner = torch.stack([(features.float() * grad).sum() for features, grad in sides]).sum()
+        for scalar, grad in zip(self.contrast.scalars, self.grad_scalars, strict=True):
             inner = inner + scalar * grad
         return inner - inner.detach() + self.value
 
 
-def _cache(state: State, model: LCLModel, microbatches: list[PackedBatch]) -> list[_Piece]:
-    """Features of all microbatches, L_con over all ranks, its gradients by microbatch."""
+def _cache(state: State, model: Method, microbatches: list[PackedBatch]) -> list[_Piece]:
+    """Features of all microbatches, the contrast over all ranks, its gradients by microbatch."""
+    contrast, term = contrast_of(model, "algorithms.grad_cache"), model.contrast_term
+    assert term is not None
     randoms: list[_Random] = []
-    images: list[Tensor] = []
-    contexts: list[Tensor] = []
+    parts: list[list[Tensor]] = []  # of each microbatch, the two sides
     with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
         for microbatch in microbatches:
             randoms.append(_get_random(state))
             outputs = model(state.device.batch_to_device(microbatch))
-            images.append(outputs["image_features"])
-            contexts.append(outputs["context_features"])
+            parts.append([outputs[name] for name in term.reads])
     if state.auto_microbatching:
         _stop_if_another_rank_ran_out_of_memory(state)
     # float32 leaves: the gradients of half-precision features would be rounded twice, or vanish in fp16.
-    images_PE = torch.cat(images).float().requires_grad_()
-    contexts_PE = torch.cat(contexts).float().requires_grad_()
-    total = model.global_totals(state.device.batch_to_device(microbatches[0]))[2]
+    sides = [torch.cat(side).float().requires_grad_() for side in zip(*parts, strict=True)]
+    total = model.global_totals(state.device.batch_to_device(microbatches[0]))[term.count]
     with torch.enable_grad(), get_precision_context(state.precision, state.precision_config):
-        loss = model.contrastive(images_PE, contexts_PE, total)
-    leaves = [images_PE, contexts_PE, *model.contrastive_scalars()]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)  # a stopped side has no gradient
-    grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
-    counts, parts = [len(x) for x in images], len(microbatches)
-    split = zip(randoms, grads[0].split(counts), grads[1].split(counts), strict=True)
+        loss = contrast.share(sides[0], sides[1], total)
+    grads = torch.autograd.grad(loss, [*sides, *contrast.scalars])
+    split = [grad.split([len(part[0]) for part in parts]) for grad in grads[:2]]
+    count = len(microbatches)
     return [
-        _Piece(model, random, gi_PE, gc_PE, [grad / parts for grad in grads[2:]], loss.detach() / parts)
-        for random, gi_PE, gc_PE in split
+        _Piece(
+            contrast,
+            random,
+            [side[i] for side in split],
+            [grad / count for grad in grads[2:]],
+            loss.detach() / count,
+        )
+        for i, random in enumerate(randoms)
     ]
 
 

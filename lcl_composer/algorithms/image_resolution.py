@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled, Shape
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.method import Method
 from lcl_composer.models.encoder import Encoder
-from lcl_composer.models.lcl import LCLModel
 
 
 class ImageResolution(Scheduled):
@@ -40,7 +40,7 @@ class ImageResolution(Scheduled):
         super().__init__(Schedule(start, start, shape, begin, until), "algorithms/image_size")
         self._side = self._patch = 0
 
-    def prepare(self, model: LCLModel) -> None:
+    def prepare(self, model: Method) -> None:
         """Let the encoder take other sizes, and hang the two resizings around it.
 
         Raises:
@@ -66,7 +66,7 @@ class ImageResolution(Scheduled):
         encoder.register_forward_pre_hook(self._shrink)
         encoder.register_forward_hook(self._grow)
 
-    def set(self, model: LCLModel, value: float) -> float:
+    def set(self, model: Method, value: float) -> float:
         """Set the side, a whole number of patches; the full size only when the schedule is there."""
         self._side = self._patch * math.floor(value / self._patch)
         return self._side

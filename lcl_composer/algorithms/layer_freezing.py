@@ -1,8 +1,6 @@
-"""Freeze and unfreeze encoder, pooler or language model, layer by layer."""
+"""Freeze and unfreeze parts of the method, layer by layer."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from composer.core import Event, State
@@ -11,9 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled, Shape
-from lcl_composer.models.lcl import LCLModel
-
-Part = Literal["encoder", "pooler", "language_model"]
+from lcl_composer.errors import ConfigError, did_you_mean
+from lcl_composer.methods.method import Method
 
 
 class LayerFreezing(Scheduled):
@@ -30,7 +27,7 @@ class LayerFreezing(Scheduled):
     share that is frozen.
 
     Args:
-        parts: Which networks; all follow the one schedule.
+        parts: Which of the method's parts (``encoder``, ``language_model``, ...); all follow one schedule.
         start: Share frozen up to ``begin``, 0 to 1.
         end: Share frozen from ``until`` on, 0 to 1.
         shape: The way between.
@@ -43,7 +40,7 @@ class LayerFreezing(Scheduled):
 
     def __init__(
         self,
-        parts: list[Part],
+        parts: list[str],
         start: float = 1.0,
         end: float = 1.0,
         shape: Shape = "linear",
@@ -51,7 +48,7 @@ class LayerFreezing(Scheduled):
         until: str = "1dur",
     ):
         if not parts:
-            raise ValueError("parts must name at least one of encoder, pooler, language_model")
+            raise ValueError("parts must name at least one part, such as encoder")
         if not (0 <= start <= 1 and 0 <= end <= 1):
             raise ValueError(f"start {start} and end {end} are shares, 0 to 1")
         super().__init__(Schedule(start, end, shape, begin, until), "algorithms/frozen_layers")
@@ -60,12 +57,21 @@ class LayerFreezing(Scheduled):
         self._frozen: list[nn.Parameter] = []
         self._in_eval: set[str] = set()
 
-    def prepare(self, model: LCLModel) -> None:
-        """Find the layers; what stays frozen leaves the graph before DDP is built."""
-        self._layers = {part: layers_from_input(getattr(model, part)) for part in self.parts}
+    def prepare(self, model: Method) -> None:
+        """Find the layers; what stays frozen leaves the graph before DDP is built.
+
+        Raises:
+            ConfigError: If the method has no such part.
+        """
+        if unknown := [part for part in self.parts if part not in model.parts]:
+            raise ConfigError(
+                f"algorithms.layer_freezing.parts: the method {type(model).__name__} has no part "
+                f"{unknown[0]!r}; {did_you_mean(unknown[0], model.parts)}"
+            )
+        self._layers = {part: layers_from_input(model.parts[part]) for part in self.parts}
         if self.schedule.start == self.schedule.end == 1:
             for part in self.parts:
-                getattr(model, part).requires_grad_(False)
+                model.parts[part].requires_grad_(False)
 
     def match(self, event: Event, state: State) -> bool:
         """Also after each backward, before clipping."""
@@ -82,14 +88,14 @@ class LayerFreezing(Scheduled):
             for optimizer in state.optimizers:
                 create_missing_state(optimizer, [p for p in self._frozen if p.requires_grad])
 
-    def set(self, model: LCLModel, value: float) -> float:
+    def set(self, model: Method, value: float) -> float:
         """Freeze this share of each part's layers, rounded; return the share of all layers together."""
         self._frozen, frozen = [], 0
         for part, layers in self._layers.items():
             count = round(value * len(layers))
             frozen += count
             self._frozen += [parameter for layer in layers[:count] for parameter in layer]
-            self._set_mode(part, getattr(model, part), count == len(layers))
+            self._set_mode(part, model.parts[part], count == len(layers))
         return frozen / sum(map(len, self._layers.values()))
 
     def _set_mode(self, name: str, part: nn.Module, frozen: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled, Shape
 from lcl_composer.errors import ConfigError
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.method import Method
 
 
 class PatchDropout(Scheduled):
@@ -46,7 +46,7 @@ class PatchDropout(Scheduled):
         super().__init__(Schedule(rate, end, shape, begin, until), "algorithms/patch_dropout")
         self._keep: KeepPatches | None = None
 
-    def prepare(self, model: LCLModel) -> None:
+    def prepare(self, model: Method) -> None:
         """Put the module into timm's place for it.
 
         Raises:
@@ -64,7 +64,7 @@ class PatchDropout(Scheduled):
         self._keep = KeepPatches(backbone.num_prefix_tokens, partial(setattr, model, "kept_patches"))
         backbone.patch_drop = self._keep  # type: ignore[assignment]
 
-    def set(self, model: LCLModel, value: float) -> float:
+    def set(self, model: Method, value: float) -> float:
         """Set the share."""
         assert self._keep is not None
         self._keep.rate = value

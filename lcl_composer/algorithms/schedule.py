@@ -9,8 +9,7 @@ from typing import Literal
 from composer.core import Algorithm, Event, State, Time, TimeUnit
 from composer.loggers import Logger
 
-from lcl_composer.callbacks.unwrap import lcl_model
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.method import Method, method_of
 
 Shape = Literal["linear", "cosine"]
 
@@ -79,6 +78,18 @@ class Schedule:
         return float(elapsed.value)
 
 
+def in_batches(key: str, time: str, least: int = 1) -> int:
+    """The number in a time string in ``ba``; ``key`` names the setting in the message.
+
+    Raises:
+        ValueError: If it is in another unit, or less than ``least``.
+    """
+    parsed = Time.from_timestring(time)
+    if parsed.unit != TimeUnit.BATCH or parsed.value < least:
+        raise ValueError(f"{key} {time!r} must be in batches, at least {least}ba")
+    return int(parsed.value)
+
+
 def _epochs(state: State) -> float:
     """Epochs trained, with the share of the running one."""
     if state.dataloader_len is None:
@@ -104,16 +115,16 @@ class Scheduled(Algorithm, ABC):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Prepare the model once; then set and log the value."""
-        model = lcl_model(state)
+        model = method_of(state)
         if event == Event.INIT:
             self.prepare(model)
             return
         value = self.schedule.value(state)
         logger.log_metrics({self.metric: self.set(model, value)})
 
-    def prepare(self, model: LCLModel) -> None:
+    def prepare(self, model: Method) -> None:
         """Check or change the model before a checkpoint is loaded and DDP goes around it."""
 
     @abstractmethod
-    def set(self, model: LCLModel, value: float) -> float:
+    def set(self, model: Method, value: float) -> float:
         """Set the value for the coming batch; return what is to be logged, the value actually used."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.methods.method import contrast_of, method_of
 
 
 class StopGradient(Algorithm):
-    """Makes one side of L_con a constant target of the other.
+    """Makes one side of the contrast a constant target of the other.
 
     In LCL both sides carry gradient. With ``images`` stopped, L_con trains the language model only to
     foretell the latents; with ``contexts`` stopped, it trains the encoder only to be foretold. L_gen is not
@@ -34,6 +34,6 @@ class StopGradient(Algorithm):
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Throw the model's switches."""
-        model = lcl_model(state)
-        model.stop_gradient_images, model.stop_gradient_contexts = self.images, self.contexts
+        """Throw the switches of the method's contrast."""
+        contrast = contrast_of(method_of(state), "algorithms.stop_gradient")
+        contrast.stop_gradient_images, contrast.stop_gradient_contexts = self.images, self.contexts

@@ -9,7 +9,7 @@ from typing import Literal
 from composer.core import State
 
 from lcl_composer.algorithms.ema import EMA
-from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.methods.method import method_of
 
 
 @contextmanager
@@ -20,9 +20,9 @@ def averaged(state: State, purpose: Literal["evaluate", "export"]) -> Iterator[N
     """
     found = [a for a in state.algorithms if isinstance(a, EMA) and getattr(a, purpose) and not a.in_model]
     for ema in found:
-        ema.swap(lcl_model(state))
+        ema.swap(method_of(state))
     try:
         yield
     finally:
         for ema in found:
-            ema.swap(lcl_model(state))
+            ema.swap(method_of(state))

@@ -7,26 +7,26 @@ import time
 from composer.core import Callback, State
 from composer.loggers import Logger
 
+from lcl_composer.algorithms.schedule import in_batches
+
 
 class DataWait(Callback):
     """Log how long training waits for its batches.
 
-    ``data/wait_seconds`` a batch and ``data/wait_share`` of the training time, means over ``interval``
+    ``data/wait_seconds`` a batch and ``data/wait_share`` of the training time, means over ``every``
     batches; evaluations count to neither, and the first batch, which starts the workers, is left out. On
     several ranks each waits for the slowest one, so that the first rank's measure holds for all. Above a few
     hundredths, raise ``data.train.num_workers``, or bring the data nearer.
 
     Args:
-        interval: Batches between two measurements.
+        every: Composer time string in batches.
 
     Raises:
-        ValueError: If ``interval`` is below 1.
+        ValueError: If ``every`` is not in batches.
     """
 
-    def __init__(self, interval: int = 10):
-        if interval < 1:
-            raise ValueError(f"interval {interval} is below 1")
-        self.interval = interval
+    def __init__(self, every: str = "10ba"):
+        self.every = in_batches("every", every)
         self._asked = self._waited = 0.0
         self._batches = 0
         self._started: float | None = None
@@ -45,7 +45,7 @@ class DataWait(Callback):
         now = state.timestamp.total_wct.total_seconds()
         if self._started is not None:
             self._batches += 1
-            if self._batches < self.interval:
+            if self._batches < self.every:
                 return
             share = self._waited / max(now - self._started, 1e-9)
             logger.log_metrics(

@@ -10,8 +10,8 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 
 from lcl_composer.callbacks.averaged import averaged
-from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.export import export_encoder
+from lcl_composer.methods.method import method_of
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import RunConfig
@@ -31,7 +31,7 @@ class ExportEncoder(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write (rank 0)."""
         if dist.get_global_rank() == 0:
-            export_encoder(lcl_model(state), self.config, self.folder)
+            export_encoder(method_of(state), self.config, self.folder)
 
 
 class ExportAtCheckpoints(Callback):
@@ -64,5 +64,5 @@ class ExportAtCheckpoints(Callback):
             folder = self._last.folder
             with averaged(state, "export"):
                 export_encoder(
-                    lcl_model(state), self._last.config, folder.with_name(f"{folder.name}-ba{batch}")
+                    method_of(state), self._last.config, folder.with_name(f"{folder.name}-ba{batch}")
                 )

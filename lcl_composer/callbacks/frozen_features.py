@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.callbacks.periodic import Periodic, evaluating
-from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.data.image import eval_transform
 from lcl_composer.evaluation.features import FeatureKind, extract_features, open_image_folder
 from lcl_composer.evaluation.probe import check_same_classes
+from lcl_composer.methods.method import method_of
 
 
 class FrozenFeatures(Periodic):
@@ -46,7 +46,7 @@ class FrozenFeatures(Periodic):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open the folders; raises DataError if one is missing or they differ in their classes."""
-        transform = partial(eval_transform, size=lcl_model(state).encoder.image_size)
+        transform = partial(eval_transform, size=method_of(state).encoder.image_size)
         self._folders = [open_image_folder(path, transform) for path in (self.train, self.val)]
         check_same_classes(*self._folders)
 
@@ -54,7 +54,7 @@ class FrozenFeatures(Periodic):
         """Extract, measure, log."""
         with averaged(state, "evaluate"), evaluating(state):
             train, val = (
-                extract_features(lcl_model(state), folder, kind=self.features, batch_size=self.batch_size)
+                extract_features(method_of(state), folder, kind=self.features, batch_size=self.batch_size)
                 for folder in self._folders
             )
             if dist.get_global_rank() == 0:

@@ -8,40 +8,38 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lcl_composer.callbacks.unwrap import lcl_model
-
-#: Parts that have their own metric; everything else is ``heads``.
-PARTS = ("encoder", "pooler", "language_model")
+from lcl_composer.algorithms.schedule import in_batches
+from lcl_composer.methods.method import Method, method_of
 
 
 class GradientNorms(Callback):
     """Log the L2 norm of the gradients: each part's, all together, and all together after clipping.
 
-    ``gradient_norm/encoder``, ``.../pooler``, ``.../language_model``, ``.../heads`` and ``.../total`` are
-    those of the global batch before any algorithm changes them; ``.../total_clipped`` is what the optimizer
-    gets. A part without gradients (frozen) is left out.
+    ``gradient_norm/encoder`` and so on for each part of the method, ``.../heads`` and ``.../total`` are those
+    of the global batch before any algorithm changes them; ``.../total_clipped`` is what the optimizer gets. A
+    part without gradients (frozen) is left out.
 
     Composer runs algorithms before callbacks, so that at AFTER_TRAIN_BATCH gradients are clipped already. The
     norms are therefore taken after the backward of the last microbatch, and once more at AFTER_TRAIN_BATCH.
 
     Args:
-        interval: Batches between two measurements.
+        every: Composer time string in batches.
 
     Raises:
-        ValueError: If ``interval`` is below 1.
+        ValueError: If ``every`` is not in batches.
     """
 
-    def __init__(self, interval: int = 10):
-        if interval < 1:
-            raise ValueError(f"interval {interval} is below 1")
-        self.interval = interval
+    def __init__(self, every: str = "10ba"):
+        self.every = in_batches("every", every)
         self._documents_left = 0
         self._due = False
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         """Decide on this batch; called again when Composer repeats it with smaller microbatches."""
-        self._due = (int(state.timestamp.batch) + 1) % self.interval == 0
-        self._documents_left = int(state.batch["totals"][0])  # of the whole batch, in a microbatch too
+        self._due = (int(state.timestamp.batch) + 1) % self.every == 0
+        self._documents_left = int(
+            state.batch["totals"]["documents"]
+        )  # of the whole batch, in a microbatch too
 
     def after_backward(self, state: State, logger: Logger) -> None:
         """Measure after the last microbatch, when DDP has summed over ranks."""
@@ -50,26 +48,25 @@ class GradientNorms(Callback):
             return
         scaled = state.precision == Precision.AMP_FP16 and state.scaler is not None
         scale = state.scaler.get_scale() if scaled and state.scaler else 1.0
-        norms = {name: norm / scale for name, norm in part_norms(lcl_model(state)).items()}
+        norms = {name: norm / scale for name, norm in part_norms(method_of(state)).items()}
         logger.log_metrics({f"gradient_norm/{name}": norm for name, norm in norms.items()})
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Measure what the algorithms have left."""
         if self._due:
-            norms = part_norms(lcl_model(state))
+            norms = part_norms(method_of(state))
             logger.log_metrics({"gradient_norm/total_clipped": norms["total"]})
 
 
-def part_norms(model: nn.Module) -> dict[str, float]:
-    """L2 norm of the gradients of each of :data:`PARTS`, of ``heads``, and of all as ``total``.
+def part_norms(model: Method) -> dict[str, float]:
+    """L2 norm of the gradients of each part, of ``heads``, and of all as ``total``.
 
     All ranks must call it together where parameters are sharded.
     """
     gradients: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            part = name.split(".")[0]
-            gradients.setdefault(part if part in PARTS else "heads", []).append(parameter.grad)
+            gradients.setdefault(model.part_of(name), []).append(parameter.grad)
     norms = {part: _norm(tensors) for part, tensors in gradients.items()}
     if not norms:
         return {"total": 0.0}

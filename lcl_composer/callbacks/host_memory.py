@@ -11,6 +11,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from lcl_composer.algorithms.schedule import in_batches
+
 _GIGABYTE = 1e9
 
 
@@ -21,20 +23,18 @@ class HostMemory(Callback):
     the start. ``memory/workers``: of its child processes together, what each holds for itself alone.
 
     Args:
-        interval: Batches between two measurements.
+        every: Composer time string in batches.
 
     Raises:
-        ValueError: If ``interval`` is below 1.
+        ValueError: If ``every`` is not in batches.
     """
 
-    def __init__(self, interval: int = 10):
-        if interval < 1:
-            raise ValueError(f"interval {interval} is below 1")
-        self.interval = interval
+    def __init__(self, every: str = "10ba"):
+        self.every = in_batches("every", every)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Measure on each rank, log the largest."""
-        if int(state.timestamp.batch) % self.interval:
+        if int(state.timestamp.batch) % self.every:
             return
         used = host_memory()
         most = state.device.tensor_to_device(torch.tensor(list(used.values())))

@@ -11,10 +11,10 @@ from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
-from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import num_samples, split_batch
 from lcl_composer.evaluation.quiet import undisturbed
+from lcl_composer.methods.method import method_of
 
 
 class Periodic(Callback, ABC):
@@ -70,7 +70,7 @@ class HeldOut:
             size = int(state.device_train_microbatch_size or num_samples(state.batch))
             return self._take(iter(split_batch(state.batch, size)))
         if self._kept is None:
-            with undisturbed(lcl_model(state)):  # iterating a loader draws from torch's generator
+            with undisturbed(method_of(state)):  # iterating a loader draws from torch's generator
                 self._kept = self._take(_microbatches(state.evaluators[0]))
         return self._kept
 
@@ -93,5 +93,5 @@ def _microbatches(evaluator: Evaluator) -> Iterator[PackedBatch]:
 @contextmanager
 def evaluating(state: State) -> Iterator[None]:
     """Eval mode, no gradients, the run's precision; everything as before afterwards."""
-    with undisturbed(lcl_model(state)), get_precision_context(state.precision, state.precision_config):
+    with undisturbed(method_of(state)), get_precision_context(state.precision, state.precision_config):
         yield

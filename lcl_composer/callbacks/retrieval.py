@@ -12,10 +12,10 @@ from torch.nn.functional import normalize
 from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.callbacks.periodic import Periodic, evaluating
 from lcl_composer.callbacks.pictures import show
-from lcl_composer.callbacks.unwrap import lcl_model
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.retrieval import collect_features
+from lcl_composer.methods.method import method_of
 
 _PAIRS_SHOWN = 64
 _SIDE = 384  # pixels
@@ -46,7 +46,7 @@ class Retrieval(Periodic):
         """Measure, log and show."""
         held_out = state.evaluators[0].dataloader.dataloader
         with averaged(state, "evaluate"), evaluating(state):
-            features = collect_features(lcl_model(state), held_out, self.max_images)
+            features = collect_features(method_of(state), held_out, self.max_images)
         metrics = retrieval_metrics(features.images, features.contexts)
         logger.log_metrics({f"retrieval/{name}": value for name, value in metrics.items()})
         if features.keys:

@@ -7,15 +7,16 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from lcl_composer.callbacks.unwrap import lcl_model
+from lcl_composer.methods.method import method_of
 
 
 class TrainingMetrics(Callback):
     """Log ``loss/logit_scale`` each batch and ``throughput/images_per_sec`` over a window of batches.
 
-    The scale is the factor on the cosines (1 / temperature, clamped), after the optimizer's step. Images
-    are counted over all ranks; time spent in evaluations does not count. Documents and tokens per second
-    come from Composer's ``speed_monitor`` as ``throughput/samples_per_sec`` and ``.../tokens_per_sec``.
+    The scale, of a method that contrasts, is the factor on the cosines (1 / temperature, clamped), after the
+    optimizer's step. Images are counted over all ranks; time spent in evaluations does not count. Documents
+    and tokens per second come from Composer's ``speed_monitor`` as ``throughput/samples_per_sec`` and
+    ``.../tokens_per_sec``.
 
     Args:
         window_size: Batches between two measurements of the throughput.
@@ -29,7 +30,8 @@ class TrainingMetrics(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log the scale; at the end of a window, the throughput."""
         assert state.timestamp.total_wct is not None, "the trainer keeps the time"
-        logger.log_metrics({"loss/logit_scale": float(lcl_model(state).scale())})
+        if (term := method_of(state).contrast_term) and term.contrast:
+            logger.log_metrics({"loss/logit_scale": float(term.contrast.scale())})
         now = state.timestamp.total_wct.total_seconds()
         if self.started is None:  # the first batch warms up: its time is no measure
             self.started = now

@@ -47,7 +47,7 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
     """
     import torch
 
-    from lcl_composer.build import build_model, build_tokenizer
+    from lcl_composer.methods.build import build_model, build_tokenizer
 
     try:
         vocab_size, note = build_tokenizer(run).vocab_size, ""
@@ -55,8 +55,7 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
         vocab_size, note = 2, f"without the vocabulary's rows: {error}"
     with torch.device("meta"):
         model = build_model(run, vocab_size)
-    parts = {name: getattr(model, name) for name in ("encoder", "pooler", "language_model")}
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image
     return sizes, tokens_per_image, note
@@ -104,5 +103,5 @@ def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     if negatives:
         table.add_row("effective negatives", f"the images of {negatives:,} documents ({how})")
     else:
-        table.add_row("effective negatives", "none (loss.contrastive_weight is 0)")
+        table.add_row("effective negatives", "none (the method contrasts nothing, or with weight 0)")
     return table

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from lcl_composer.config.schema import Component, RunConfig
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import ConfigError
-from lcl_composer.registry import Registry, encoders, language_models
+from lcl_composer.registry import Registry, encoders, language_models, methods
 
 
 def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     """Yield the key and the message of every relation that does not hold."""
+    yield from _method_problems(run)
     contrast = _contrasts(run)
     if run.device_train_microbatch_size == "auto" and contrast and "grad_cache" not in run.algorithms:
         yield (
             ("device_train_microbatch_size",),
             "auto would change the number of negatives during the run; add algorithms.grad_cache, set a "
-            "number (or null for the whole batch), or loss.contrastive_weight to 0",
+            "number (or null for the whole batch), or the weight of the contrast to 0",
         )
     if {"image_resolution", "patch_dropout"} <= set(run.algorithms):
         yield ("algorithms", "patch_dropout"), "does not go together with image_resolution; remove one"
-    if not contrast and run.loss.generation_weight == 0:
-        yield ("loss",), "both weights are 0; nothing would be trained"
-    if run.loss.logit_scale_init > run.loss.logit_scale_max:
-        yield ("loss", "logit_scale_init"), f"is above logit_scale_max, {run.loss.logit_scale_max}"
     for section in ("evaluation", "callbacks"):
         if "retrieval" in getattr(run, section) and run.data.eval is None:
             yield (section, "retrieval"), "searches held-out documents; set data.eval"
@@ -33,6 +31,8 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
     model = run.model.language_model
+    if model is None:
+        return
     positions = _setting(language_models, model, "max_position_embeddings", run.data.max_tokens)
     if positions < run.data.max_tokens:
         yield (
@@ -40,6 +40,26 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
             f"is {run.data.max_tokens}, beyond the language model's {positions} positions; lower it or raise "
             "model.language_model.max_position_embeddings",
         )
+
+
+def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Networks that the method lacks or does not take, and settings that it refuses."""
+    name = run.method.name
+    if methods.problems(run.method.spec()):  # reported where they stand
+        return
+    takes = methods.injectable(name)
+    for part in ("pooler", "language_model"):
+        given = getattr(run.model, part) is not None
+        if part in takes and takes[part].default is inspect.Parameter.empty and not given:
+            yield ("model", part), f"missing; the method {name!r} needs it"
+        if part not in takes and given:
+            yield ("model", part), f"the method {name!r} has none; set model.{part} to null"
+    settings = methods.settings(run.method.spec())
+    weights = [key for key in settings if key.endswith("_weight")]
+    if weights and not any(settings[key] for key in weights) and "contrastive_weight" not in run.algorithms:
+        yield ("method",), "all weights are 0; nothing would be trained"
+    for key, message in methods.get(name).refusals(settings):
+        yield ("method", key), message
 
 
 def _setting(table: Registry[Any], component: Component, key: str, fallback: int) -> int:
@@ -68,7 +88,7 @@ def check_batch_divides(config: RunConfig, world_size: int) -> None:
 
 
 def effective_negatives(config: RunConfig, world_size: int) -> int:
-    """Return the documents whose images L_con sets against one another; 0 if it is never computed.
+    """Return the documents whose images are set against one another; 0 if none are.
 
     The microbatches of all ranks, or their whole batches with GradCache.
     """
@@ -82,4 +102,10 @@ def effective_negatives(config: RunConfig, world_size: int) -> int:
 
 
 def _contrasts(config: RunConfig) -> bool:
-    return config.loss.contrastive_weight > 0 or "contrastive_weight" in config.algorithms
+    """Whether images of a batch are set against one another at some time of the run."""
+    spec = config.method.spec()
+    if methods.problems(spec):
+        return False
+    return methods.get(config.method.name).contrasts(methods.settings(spec)) or (
+        "contrastive_weight" in config.algorithms
+    )

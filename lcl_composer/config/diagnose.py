@@ -24,6 +24,7 @@ COMPONENTS: dict[Key, Registry[Any]] = {
     ("model", "encoder"): registry.encoders,
     ("model", "pooler"): registry.poolers,
     ("model", "language_model"): registry.language_models,
+    ("method",): registry.methods,
     ("tokenizer",): registry.tokenizers,
     ("optimizer",): registry.optimizers,
     ("scheduler",): registry.schedulers,
@@ -35,7 +36,7 @@ TABLES: dict[Key, Registry[Any]] = {
     ("algorithms",): registry.algorithms,
     ("callbacks",): registry.callbacks,
     ("loggers",): registry.loggers,
-    ("evaluation",): registry.evaluators,
+    ("evaluation",): registry.evaluations,
 }
 
 
@@ -137,6 +138,8 @@ def _schema_problems(error: ValidationError, values: Any) -> dict[Key, str]:
 def _advice(key: Key, values: Any) -> str:
     if "." in key[-1]:
         return "in a file write nested mappings; dotted keys are for the command line"
+    if key == ("loss",):
+        return "the losses are the method's settings: write method.contrastive_weight and so on"
     if key == ("extends",):
         return "extends belongs in a file; on the command line name another YAML"
     return did_you_mean(key[-1], known_keys(key[:-1], values) or [])

@@ -70,31 +70,14 @@ class Component(Section):
 
 
 class ModelConfig(Section):
-    """The three networks."""
+    """The networks that the method joins."""
 
     encoder: Component
     """The vision encoder, trained from scratch: images to patch tokens."""
-    pooler: Component
+    pooler: Component | None = None
     """Patch tokens to the image's latent, and to the tokens that the language model reads."""
-    language_model: Component
+    language_model: Component | None = None
     """The causal language model."""
-
-
-class LossConfig(Section):
-    """L = contrastive_weight * L_con + generation_weight * L_gen."""
-
-    contrastive_weight: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the symmetric InfoNCE between an image and what precedes it; 0 switches it off."""
-    generation_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of next-token prediction of the text; 0 switches it off."""
-    logit_scale_init: Annotated[float, Field(gt=0)] = 1 / 0.07
-    """Inverse temperature at the start; it is learned."""
-    logit_scale_max: Annotated[float, Field(gt=0)] = 100.0
-    """The inverse temperature is clamped here."""
-    contrastive: Literal["info_nce", "sigmoid"] = "info_nce"
-    """L_con: symmetric InfoNCE (the paper's) or SigLIP's pairwise sigmoid loss."""
-    backend: Literal["torch", "triton"] | None = None
-    """Implementation of the fused losses; null: triton on CUDA, torch elsewhere."""
 
 
 class SourceConfig(Section):
@@ -231,7 +214,8 @@ class RunConfig(Section):
     model: ModelConfig
     tokenizer: Component
     """Text to token ids."""
-    loss: LossConfig = LossConfig()
+    method: Component
+    """What is trained for: the losses and their weights."""
     data: DataConfig
     optimizer: Component
     """The optimizer; weight decay applies to matrices only (two dimensions or more)."""

@@ -27,10 +27,21 @@ class PackedBatch(TypedDict):
     image_starts: Tensor  # [I] int64; flat position of the image's first slot, -1: no loss sees its slots
     anchors: Tensor  # [I] int64; flat position of its <start_of_img>, -1: takes no part in L_con
     images_per_document: Tensor  # [D] int64; sums to I
-    totals: Tensor  # [3] int64; documents, targets, anchored images of the device batch (not microbatch)
+    totals: dict[str, Tensor]  # 0-dim int64; counts of the device batch (not microbatch), see count_totals
     ids: list[str]  # [D] document ids
 
 
-def count_totals(targets: Tensor, anchors: Tensor, documents: int) -> Tensor:
-    """Return ``[documents, generation targets, anchored images]`` as an int64 tensor [3]."""
-    return torch.tensor([documents, int((targets != IGNORE).sum()), int((anchors >= 0).sum())])
+def count_totals(targets: Tensor, anchors: Tensor, image_starts: Tensor, documents: int) -> dict[str, Tensor]:
+    """Return what losses are averaged over, each 0-dim int64.
+
+    ``documents``; ``targets``, positions that predict; ``images``, those encoded; ``pairs``, those that are
+    contrasted with a text; ``read_images``, those whose tokens run through the language model.
+    """
+    counts = {
+        "documents": documents,
+        "targets": int((targets != IGNORE).sum()),
+        "images": len(anchors),
+        "pairs": int((anchors >= 0).sum()),
+        "read_images": int((image_starts >= 0).sum()),
+    }
+    return {name: torch.tensor(count) for name, count in counts.items()}

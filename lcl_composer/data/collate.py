@@ -63,16 +63,17 @@ def collate(samples: Sequence[Sample]) -> PackedBatch:
     targets = _flat([s["targets"] for s in samples])
     anchors = _flat([_shift(s["anchors"], start) for s, start in zip(samples, cu_seqlens, strict=False)])
     starts = [_shift(s["image_starts"], start) for s, start in zip(samples, cu_seqlens, strict=False)]
+    image_starts = _flat(starts)
     return PackedBatch(
         tokens=_flat([s["tokens"] for s in samples]),
         targets=targets,
         positions=_flat([np.arange(length) for length in lengths]),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         pixel_values=torch.cat([s["pixel_values"] for s in samples]),
-        image_starts=_flat(starts),
+        image_starts=image_starts,
         anchors=anchors,
         images_per_document=torch.tensor([len(s["pixel_values"]) for s in samples], dtype=torch.int64),
-        totals=count_totals(targets, anchors, len(samples)),
+        totals=count_totals(targets, anchors, image_starts, len(samples)),
         ids=[s["id"] for s in samples],
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -76,6 +77,31 @@ class TokenLayout:
     anchors: np.ndarray
     cut_tokens: int
     cut_images: int
+
+
+class Layout(Protocol):
+    """What a method does to a document; picklable, as loader processes call it."""
+
+    def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
+        """Lay out a document; ``rng`` is keyed on (seed, epoch, document)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Images as tokens in their places among the text: the layout of LCL, see :func:`lay_out`.
+
+    Attributes:
+        tokenizer: Encodes the texts.
+        rules: How to lay out.
+    """
+
+    tokenizer: Tokenizer
+    rules: LayoutRules
+
+    def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
+        """Lay out a document."""
+        return lay_out(document, self.tokenizer, self.rules, rng)
 
 
 @dataclass(slots=True)

@@ -7,19 +7,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from composer.core import DataSpec
 from streaming import StreamingDataLoader
 
+from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, collate, num_samples, num_tokens, split_batch
-from lcl_composer.data.interleave import LayoutRules
+from lcl_composer.data.interleave import Layout
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.stream import DocumentStream
-from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -139,25 +139,10 @@ def _collate_with_problems(samples: Sequence[Sample]) -> tuple[PackedBatch, list
 
 
 def build_loader(
+    settings: StreamConfig,
     *,
-    local: str | None = None,
-    remote: str | None = None,
-    split: str | None = None,
-    streams: Mapping[str, Mapping[str, Any]] | None = None,
-    batching_method: str = "random",
-    epoch_size: int | None = None,
-    download_retry: int = 2,
-    download_timeout: float = 60.0,
-    validate_hash: str | None = "xxh64",
     train: bool,
-    shuffle: bool,
-    shuffle_seed: int,
-    num_canonical_nodes: int,
-    predownload: int | None = None,
-    cache_limit: str | int | None = None,
-    num_workers: int,
-    tokenizer: Tokenizer,
-    rules: LayoutRules,
+    layout: Layout,
     image_size: int,
     batch_size: int,
     seed: int,
@@ -166,51 +151,63 @@ def build_loader(
 ) -> DataSpec:
     """Build the loader of one data set, or of several mixed, for Composer's Trainer.
 
-    The arguments are those of :class:`DocumentStream`, :class:`DocumentSource` and :class:`DocumentLoader`;
-    ``batch_size`` is that of this rank, ``num_workers`` are this rank's, ``pin_memory`` is for CUDA.
-    ``streams`` holds the arguments of :class:`ShardSet` by name, in place of ``local``, ``remote`` and
-    ``split``.
+    Args:
+        settings: ``data.train`` or ``data.eval`` of a config.
+        train: Which of the two.
+        layout: What the method makes of a document.
+        image_size: Side of the images in pixels.
+        batch_size: Documents a batch on this rank.
+        seed: Seed of the layout and augmentation draws.
+        max_bad_fraction: Largest share of bad samples.
+        pin_memory: Copy batches to pinned memory (for CUDA).
 
     Raises:
         DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
     """
-    limits: dict[str, Any] = {"download_retry": download_retry, "download_timeout": download_timeout}
-    places = {"": {"local": local, "remote": remote, "split": split}} if streams is None else streams
-    named = _sources("data.train" if train else "data.eval", places)
-    sources = [DocumentSource(source, validate_hash=validate_hash, **limits) for source in named]
     stream = DocumentStream(
-        sources=sources,
+        sources=_sources("data.train" if train else "data.eval", settings),
         train=train,
-        epoch_size=epoch_size,
-        batching_method=batching_method,
-        shuffle=shuffle,
-        shuffle_seed=shuffle_seed,
-        num_canonical_nodes=num_canonical_nodes,
+        epoch_size=settings.epoch_size,
+        batching_method=settings.batching_method,
+        shuffle=settings.shuffle,
+        shuffle_seed=settings.shuffle_seed,
+        num_canonical_nodes=settings.num_canonical_nodes,
         batch_size=batch_size,
-        predownload=predownload,
-        cache_limit=cache_limit,
-        tokenizer=tokenizer,
-        rules=rules,
+        predownload=settings.predownload,
+        cache_limit=settings.cache_limit,
+        layout=layout,
         image_size=image_size,
         seed=seed,
     )
-    options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "seed": seed}
-    loader = DocumentLoader(stream, max_bad_fraction=max_bad_fraction, drop_last=train, **options)
-    return _data_spec(loader)
-
-
-def _sources(key: str, places: Mapping[str, Mapping[str, Any]]) -> list[ShardSet]:
-    return [
-        ShardSet(key=f"{key}.streams.{name}" if name else key, **settings)
-        for name, settings in places.items()
-    ]
-
-
-def _data_spec(loader: DocumentLoader) -> DataSpec:
-    """Composer's defaults count tensors and would pair documents with other documents' images."""
-    return DataSpec(
+    loader = DocumentLoader(
+        stream,
+        max_bad_fraction=max_bad_fraction,
+        num_workers=settings.num_workers,
+        pin_memory=pin_memory,
+        seed=seed,
+        drop_last=train,
+    )
+    return DataSpec(  # Composer's defaults would pair documents with other documents' images
         loader,
         split_batch=split_batch,  # pyright: ignore[reportArgumentType]
         get_num_samples_in_batch=num_samples,
         get_num_tokens_in_batch=num_tokens,
     )
+
+
+def _sources(key: str, settings: StreamConfig) -> list[DocumentSource]:
+    """The sets of shards that ``data.train`` or ``data.eval`` names."""
+    if settings.streams is None:
+        assert settings.local is not None, "StreamConfig checks it"
+        sets = [ShardSet(key, settings.local, settings.remote, settings.split)]
+    else:
+        sets = [ShardSet(f"{key}.streams.{name}", **s.model_dump()) for name, s in settings.streams.items()]
+    return [
+        DocumentSource(
+            shards,
+            download_retry=settings.download_retry,
+            download_timeout=settings.download_timeout,
+            validate_hash=settings.validate_hash,
+        )
+        for shards in sets
+    ]

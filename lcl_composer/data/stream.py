@@ -18,7 +18,7 @@ from lcl_composer.data.collate import Sample, bad_sample, make_sample
 from lcl_composer.data.document import Document
 from lcl_composer.data.filters import filter_document
 from lcl_composer.data.image import decode_image, decode_train_crop, eval_transform
-from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
+from lcl_composer.data.interleave import Layout, TokenLayout
 from lcl_composer.data.rng import sample_rng
 from lcl_composer.data.sampling import (
     ShardIndex,
@@ -30,7 +30,6 @@ from lcl_composer.data.sampling import (
 )
 from lcl_composer.data.shared_memory import first_come
 from lcl_composer.data.sources import DocumentSource, ShardSet
-from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.data.watched import WatchedDataset
 from lcl_composer.errors import DataError
 
@@ -44,7 +43,7 @@ _BLANK = 1 << 20
 
 
 class DocumentStream(WatchedDataset):
-    """Documents as samples. Random draws depend on (seed, epoch, id, how-manieth time in the epoch) alone.
+    """Documents as samples. Random draws depend on (seed, epoch, id, repeat within the epoch) alone.
 
     In training an epoch is a whole number of global batches; what is left over is dropped on every rank
     alike, whether the epoch was resumed or not. In evaluation every document is seen once, in order, with
@@ -61,8 +60,7 @@ class DocumentStream(WatchedDataset):
         batch_size: Documents a batch on this rank.
         predownload: Documents to fetch ahead; None for Streaming's default.
         cache_limit: Bytes to keep in the caches (``100gb``), or None.
-        tokenizer: Encodes the texts.
-        rules: Token layout.
+        layout: What the method makes of a document.
         image_size: Side of the images in pixels.
         seed: Seed of the layout and augmentation draws.
 
@@ -83,8 +81,7 @@ class DocumentStream(WatchedDataset):
         batch_size: int,
         predownload: int | None,
         cache_limit: str | int | None,
-        tokenizer: Tokenizer,
-        rules: LayoutRules,
+        layout: Layout,
         image_size: int,
         seed: int,
     ) -> None:
@@ -104,8 +101,7 @@ class DocumentStream(WatchedDataset):
                 cache_limit=cache_limit,
             )
         self.spanner = ShardIndex(self.samples_per_shard)  # pyright: ignore[reportAttributeAccessIssue]
-        self.tokenizer = tokenizer
-        self.rules = rules
+        self.layout = layout
         self.image_size = image_size
         self._sources = [source.source for source in sources]
         self._train = train
@@ -206,7 +202,7 @@ class DocumentStream(WatchedDataset):
         if kept is None:
             return bad_sample(document.id, "", self.image_size)
         rng = self._rng(document, repeat, "layout")
-        layout = lay_out(kept, self.tokenizer, self.rules, rng)
+        layout = self.layout(kept, rng)
         if not len(layout.tokens):
             raise DataError(f"document {document.id!r}: nothing to learn from, it has no text")
         return make_sample(document.id, layout, self._pixels(kept, layout, repeat))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
 from lcl_composer.data.image import decode_image
-from lcl_composer.errors import DataError
+from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.finite import check_finite
@@ -46,13 +46,16 @@ def _load(path: str | Path) -> Image.Image:
     return decode_image(Path(path).read_bytes(), str(path))
 
 
-def reduce_features(kind: FeatureKind, pooled: Tensor, tokens: Tensor) -> Tensor:
+def reduce_features(kind: FeatureKind, pooled: Tensor | None, tokens: Tensor) -> Tensor:
     """The chosen features [I, F] from pooled latents [I, E] and patch tokens [I, K, W].
 
     Raises:
+        ConfigError: If the model pools nothing and ``kind`` is ``pooled``.
         ValueError: If ``kind`` is neither ``patch_mean`` nor ``pooled``.
     """
     if kind == "pooled":
+        if pooled is None:
+            raise ConfigError("features pooled: the method has no pooler; use patch_mean")
         return pooled
     if kind == "patch_mean":
         return tokens.mean(1)

@@ -16,24 +16,6 @@ L2_GRID = tuple(10.0**exponent for exponent in (1, 0, -1, -2, -3, -4, -5))
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """What ``evaluation.probe`` of a config holds.
-
-    Attributes:
-        train: ImageFolder to fit on and to choose the regularisation on.
-        val: ImageFolder to measure on, with the same classes.
-        features: ``patch_mean`` (mean of the encoder's patch tokens, the encoder alone) or ``pooled`` (the
-            attentive pooler's latent).
-        batch_size: Images a forward.
-    """
-
-    train: str
-    val: str
-    features: FeatureKind = "patch_mean"
-    batch_size: int = 64
-
-
-@dataclass(frozen=True)
 class ProbeResult:
     """Outcome of a linear probe.
 
@@ -154,25 +136,30 @@ def check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
 
 
 def probe_model(
-    model: nn.Module, train: ImageFolder, val: ImageFolder, settings: ProbeSettings
+    model: nn.Module,
+    train: ImageFolder,
+    val: ImageFolder,
+    *,
+    features: FeatureKind = "patch_mean",
+    batch_size: int = 64,
 ) -> ProbeResult:
     """Linear probe of ``model``'s image side on two image folders.
 
-    The features are ``settings.features``: by default the mean over the encoder's patch tokens, so that
-    nothing but the encoder is measured. All ranks must call this together.
+    By default the features are the mean over the encoder's patch tokens, so that nothing but the encoder is
+    measured. All ranks must call this together.
 
     Args:
         model: Has ``encode_images(pixel_values) -> (pooled [I, E], tokens [I, K, W])``.
         train: Images to fit on.
         val: Images to measure on.
-        settings: Features and batch size.
+        features: ``patch_mean`` or ``pooled``.
+        batch_size: Images a forward.
 
     Raises:
         DataError: If the two folders differ in their classes.
     """
     check_same_classes(train, val)
-    kind, batch_size = settings.features, settings.batch_size
     return linear_probe(
-        extract_features(model, train, kind=kind, batch_size=batch_size),
-        extract_features(model, val, kind=kind, batch_size=batch_size),
+        extract_features(model, train, kind=features, batch_size=batch_size),
+        extract_features(model, val, kind=features, batch_size=batch_size),
     )

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
+from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.finite import check_finite
 
-
-@dataclass(frozen=True)
-class RetrievalSettings:
-    """What ``evaluation.retrieval`` of a config holds.
-
-    Attributes:
-        max_images: Anchored images to rank against each other; fewer if the held-out set has fewer.
-    """
-
-    max_images: int = 256
+if TYPE_CHECKING:
+    from lcl_composer.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -58,30 +51,32 @@ def anchored_keys(batch: PackedBatch) -> list[tuple[str, int]]:
     return [key for key, anchor in zip(keys, batch["anchors"].tolist(), strict=True) if anchor >= 0]
 
 
-def collect_features(
-    model: nn.Module, batches: Iterable[PackedBatch], max_images: int | None
-) -> PairedFeatures:
+def collect_features(model: Method, batches: Iterable[PackedBatch], max_images: int | None) -> PairedFeatures:
     """Run ``model`` over ``batches`` until ``max_images`` anchored images are there, over all ranks.
 
     Every rank brings its share. Documents that a sharded loader hands out twice (to fill the last batch)
     count once: their copies would tie with themselves. All ranks must call this together.
 
     Args:
-        model: Maps a :class:`PackedBatch` to ``image_features`` [P, E] and ``context_features`` [P, E].
+        model: Its contrast reads features of the images and of the other side, [P, E] each.
         batches: Held-out batches; iterated once, left as soon as there is enough.
         max_images: Upper bound of K; None takes all.
 
     Raises:
+        ConfigError: If the method contrasts nothing.
         DataError: On all ranks, if a feature is not finite.
     """
+    if model.contrast_term is None:
+        raise ConfigError(f"retrieval: the method {type(model).__name__} contrasts nothing; remove it")
+    image_side, other_side = model.contrast_term.reads
     _, world_size = world()
     wanted = None if max_images is None else -(-max_images // world_size)
     device, keys, images, contexts = device_of(model), [], [], []
     for batch in batches:
         outputs = model(to_device(batch, device))
         keys += anchored_keys(batch)
-        images.append(outputs["image_features"].float().cpu())
-        contexts.append(outputs["context_features"].float().cpu())
+        images.append(outputs[image_side].float().cpu())
+        contexts.append(outputs[other_side].float().cpu())
         if wanted is not None and len(keys) >= wanted:
             break
     parts = gather_objects((keys[:wanted], images, contexts))
@@ -104,7 +99,7 @@ def _merge(parts: list[tuple[Any, list[Tensor], list[Tensor]]], max_images: int 
 
 
 def evaluate_retrieval(
-    model: nn.Module, batches: Iterable[PackedBatch], max_images: int | None = None
+    model: Method, batches: Iterable[PackedBatch], max_images: int | None = None
 ) -> dict[str, float]:
     """Recall at 1, 5 and 10 of anchored images against the text before them, and back.
 
@@ -114,7 +109,7 @@ def evaluate_retrieval(
     gradients.
 
     Args:
-        model: Maps a :class:`PackedBatch` to ``image_features`` and ``context_features`` [P, E].
+        model: A method that contrasts.
         batches: Held-out batches (a DataLoader or a list). All ranks must call this together.
         max_images: Upper bound of K; None takes all.
 

@@ -7,26 +7,30 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-_PARTS = ("encoder", "pooler")
+
+def _image_side(model: nn.Module) -> dict[str, nn.Module]:
+    """Encoder and, where there is one, pooler."""
+    parts = {name: getattr(model, name, None) for name in ("encoder", "pooler")}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def image_side_state(model: nn.Module) -> dict[str, Tensor]:
-    """CPU copy of the weights of ``model.encoder`` and ``model.pooler``, to compare with later."""
+    """CPU copy of the weights of encoder and pooler, to compare with later."""
     return {
         f"{part}.{name}": value.detach().cpu().clone()
-        for part in _PARTS
-        for name, value in getattr(model, part).state_dict().items()
+        for part, module in _image_side(model).items()
+        for name, value in module.state_dict().items()
     }
 
 
 @contextmanager
 def image_side_weights(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Give ``model.encoder`` and ``model.pooler`` other weights inside the body, and their own back after.
+    """Give encoder and pooler other weights inside the body, and their own back after.
 
     The same modules run both encoders, so that nothing but the weights differs in a comparison.
 
     Args:
-        model: Has ``encoder`` and ``pooler``.
+        model: Has ``encoder`` and may have ``pooler``.
         state: What :func:`image_side_state` returned.
     """
     own = image_side_state(model)
@@ -38,7 +42,7 @@ def image_side_weights(model: nn.Module, state: dict[str, Tensor]) -> Iterator[N
 
 
 def _load_image_side(model: nn.Module, state: dict[str, Tensor]) -> None:
-    for part in _PARTS:
+    for part, module in _image_side(model).items():
         prefix = f"{part}."
         values = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-        getattr(model, part).load_state_dict(values)
+        module.load_state_dict(values)

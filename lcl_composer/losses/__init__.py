@@ -6,7 +6,4 @@ from lcl_composer.losses.contrastive import contrastive_loss
 from lcl_composer.losses.generation import generation_loss
 from lcl_composer.losses.sigmoid import sigmoid_contrastive_loss
 
-#: What ``loss.contrastive`` may name.
-CONTRASTIVE = {"info_nce": contrastive_loss, "sigmoid": sigmoid_contrastive_loss}
-
-__all__ = ["CONTRASTIVE", "contrastive_loss", "generation_loss", "sigmoid_contrastive_loss"]
+__all__ = ["contrastive_loss", "generation_loss", "sigmoid_contrastive_loss"]

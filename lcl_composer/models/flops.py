@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,12 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from lcl_composer.data.batch import IGNORE, PackedBatch
+from lcl_composer.data.batch import PackedBatch
 
 if TYPE_CHECKING:
     from lcl_composer.models.encoder import Encoder
     from lcl_composer.models.language_model import TransformersLM
-    from lcl_composer.models.network import LCLNetwork
     from lcl_composer.models.pooler import AttentivePooler
 
 
@@ -75,39 +75,19 @@ def language_model_flops(language_model: TransformersLM, lengths: Tensor) -> int
     )
 
 
-def forward_flops(model: LCLNetwork, batch: PackedBatch, per_image: int) -> dict[str, int]:
-    """Operations of a batch's forward by part.
-
-    The heads are the vocabulary's matrix a target and the projection of the context an anchored image. The
-    contrastive logits, under a hundredth of the rest, are left out.
-
-    Args:
-        model: The network.
-        batch: The packed batch of this rank.
-        per_image: What :func:`encoder_flops` returned.
-    """
-    targets = int((batch["targets"] != IGNORE).sum())
-    anchored = int((batch["anchors"] >= 0).sum())
-    heads = targets * model.generation_head.weight.numel() + anchored * model.context_proj.weight.numel()
-    return {
-        "encoder": per_image * len(batch["pixel_values"]),
-        "pooler": pooler_flops(model.pooler, model.encoder.tokens_per_image, batch),
-        "language_model": language_model_flops(model.language_model, batch["cu_seqlens"].diff()),
-        "heads": 2 * heads,
-    }
-
-
-def training_flops(model: LCLNetwork, batch: PackedBatch, per_image: int) -> int:
+def training_flops(forward: Mapping[str, int], trained: Collection[str]) -> int:
     """Operations of forward and backward, without what is computed twice to save memory.
 
     A backward costs a forward for the gradients of the weights and another for those of the inputs: three in
     all, as in PaLM (arXiv 2204.02311, appendix B). A part that is wholly frozen has no gradients of weights,
     and none of inputs where nothing before it is trained.
+
+    Args:
+        forward: Operations of the forward by part, in the order of the flow.
+        trained: Parts of which something is trained.
     """
     total, trained_before = 0, False
-    for part, flops in forward_flops(model, batch, per_image).items():
-        module = getattr(model, part, model.generation_head)
-        trained = any(p.requires_grad for p in module.parameters())
-        trained_before = trained_before or trained
-        total += flops * (1 + trained + trained_before)
+    for part, flops in forward.items():
+        trained_before = trained_before or part in trained
+        total += flops * (1 + (part in trained) + trained_before)
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,31 @@ class Panel:
     from_zero: bool = False
 
 
-PANELS = (
-    Panel("Contrastive loss", "nats", "loss/train/contrastive", "metrics/eval/contrastive", smooth=True),
-    Panel("Generation loss", "nats a token", "loss/train/generation", "metrics/eval/generation", smooth=True),
-    Panel("Total loss", "weighted sum", "loss/train/total", smooth=True),
+_LOSS = "loss/train/"
+_PANELS = (
+    Panel("Total loss", "weighted sum", f"{_LOSS}total", smooth=True),
     Panel("Logit scale", "1 / temperature", "loss/logit_scale"),
     Panel("Learning rate", "", "lr-*"),
     Panel("Image throughput", "images / s", "throughput/images_per_sec", from_zero=True),
     Panel("Document throughput", "documents / s", "throughput/samples_per_sec", from_zero=True),
     Panel("Token throughput", "tokens / s", "throughput/tokens_per_sec", from_zero=True),
 )
+
+
+def panels(keys: Iterable[str]) -> list[Panel]:
+    """The panels of a run that logged these keys: each loss of its method, then what every run has."""
+    names = {key.removeprefix(_LOSS) for key in keys if key.startswith(_LOSS)} - {"total"}
+    losses = [
+        Panel(f"{spelled(name)} loss", "nats", f"{_LOSS}{name}", f"metrics/eval/{name}", smooth=True)
+        for name in sorted(names)
+    ]
+    return [*losses, *_PANELS]
+
+
+def spelled(name: str) -> str:
+    """The name of a loss as a heading: ``image_text_matching`` as "Image text matching"."""
+    return name.replace("_", " ").capitalize()
+
 
 _INK, _LINE, _HELD_OUT = "#333333", "#1f5fa8", "#d1661f"
 
@@ -87,7 +103,7 @@ def _draw(axes: Any, panel: Panel, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
-    """Draw every panel of :data:`PANELS` that has data, three a row; thin: each batch, thick: running mean.
+    """Draw every panel that has data, three a row; thin: each batch, thick: running mean.
 
     Args:
         rows: What :func:`lcl_composer.report.metrics_file.read_metrics` returns.
@@ -100,17 +116,17 @@ def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if _points(rows, panel.key)[0]]
-    if not panels:
+    shown = [panel for panel in panels({key for row in rows for key in row}) if _points(rows, panel.key)[0]]
+    if not shown:
         return False
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
     figure = Figure(figsize=(4.0 * columns, 2.7 * lines + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, panel in zip(grid, panels, strict=False):
+    for axes, panel in zip(grid, shown, strict=False):
         _draw(axes, panel, rows)
-    for axes in grid[len(panels) :]:
+    for axes in grid[len(shown) :]:
         axes.set_visible(False)
     figure.suptitle(title, fontsize=12, color=_INK)
     path.parent.mkdir(parents=True, exist_ok=True)

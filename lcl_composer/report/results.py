@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median, stdev
 
+from lcl_composer.report.curves import spelled
 from lcl_composer.report.run import Run
 from lcl_composer.report.summary import loss_ends
 from lcl_composer.report.variants import Line, Variant
@@ -79,7 +80,8 @@ class Quantity:
     settings: tuple[str, ...] = ()
 
 
-_WEIGHTS = ("loss.contrastive_weight", "loss.generation_weight", "algorithms.contrastive_weight")
+#: ``loss`` held the weights in runs before there was ``method``.
+_WEIGHTS = ("method", "loss", "algorithms.contrastive_weight")
 _NEGATIVES = ("global_train_batch_size", "device_train_microbatch_size", "algorithms.grad_cache")
 _TEXT = ("tokenizer", "data.max_tokens")
 _TRAIN = ("data.train.local", "data.train.streams", "data.train.generate")
@@ -94,7 +96,13 @@ def results(variants: Sequence[Variant], differing: Iterable[Line]) -> list[Row]
         differing: Settings that differ; a loss is not marked if they change what it measures.
     """
     changed = [line.label for line in differing]
-    quantities = [*_training(), *_held_out(), *_retrieval(variants), *_probe(variants), *_logged(variants)]
+    quantities = [
+        *_training(variants),
+        *_held_out(variants),
+        *_retrieval(variants),
+        *_probe(variants),
+        *_logged(variants),
+    ]
     rows = [_row(quantity, variants, changed) for quantity in quantities]
     return [row for row in rows if any(cell.values for cell in row.cells)]
 
@@ -117,32 +125,34 @@ def throughput(variants: Sequence[Variant]) -> list[Row]:
     return [row for row in rows if any(cell.values for cell in row.cells)]
 
 
-def _training() -> list[Quantity]:
+def _losses(variants: Sequence[Variant], prefix: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Names of the losses that any run logged, their units, and the settings that they depend on."""
+    keys = {key for variant in variants for run in variant.runs for key in run.keys}
+    known = {"contrastive": ("nats", _NEGATIVES), "generation": ("nats a token", _TEXT)}
+    for name in sorted({key.removeprefix(prefix) for key in keys if key.startswith(prefix)} - {"total"}):
+        yield name, *known.get(name, ("", ("method", *_NEGATIVES, *_TEXT)))
+
+
+def _training(variants: Sequence[Variant]) -> list[Quantity]:
     def end(name: str) -> Callable[[Run], float | None]:
         return lambda run: loss_ends(run.rows).get(name, {}).get("end")
 
     group = "Training loss, mean of the last 5 batches"
-    return [
-        Quantity(
-            "Contrastive", group, -1, end("contrastive"), "nats", settings=_NEGATIVES + _TRAIN, decimals=3
-        ),
-        Quantity(
-            "Generation", group, -1, end("generation"), "nats a token", settings=_TEXT + _TRAIN, decimals=3
-        ),
-        Quantity(
-            "Total", group, -1, end("total"), settings=_WEIGHTS + _NEGATIVES + _TEXT + _TRAIN, decimals=3
-        ),
+    total = _WEIGHTS + _NEGATIVES + _TEXT + _TRAIN
+    losses = [
+        Quantity(spelled(name), group, -1, end(name), unit, settings=settings + _TRAIN, decimals=3)
+        for name, unit, settings in _losses(variants, "loss/train/")
     ]
+    return [*losses, Quantity("Total", group, -1, end("total"), settings=total, decimals=3)]
 
 
-def _held_out() -> list[Quantity]:
-    group = "Held-out loss, last evaluation"
-    contrastive, generation = (
-        partial(_last, f"metrics/eval/{name}") for name in ("contrastive", "generation")
-    )
+def _held_out(variants: Sequence[Variant]) -> list[Quantity]:
+    group, prefix = "Held-out loss, last evaluation", "metrics/eval/"
     return [
-        Quantity("Contrastive", group, -1, contrastive, "nats", decimals=3, settings=_NEGATIVES + _EVAL),
-        Quantity("Generation", group, -1, generation, "nats a token", decimals=3, settings=_TEXT + _EVAL),
+        Quantity(
+            spelled(name), group, -1, partial(_last, prefix + name), unit, settings=s + _EVAL, decimals=3
+        )
+        for name, unit, s in _losses(variants, prefix)
     ]
 
 

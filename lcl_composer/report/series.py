@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lcl_composer.report.curves import PANELS
+from lcl_composer.report.curves import panels
 from lcl_composer.report.run import Run
 
 #: Points a curve; more batches than that are averaged, their range drawn behind.
@@ -52,13 +52,13 @@ def thin(steps: Sequence[int], values: Sequence[float], points: int = POINTS) ->
 
 def _panels(keys: Sequence[str], moving: set[str]) -> list[dict[str, Any]]:
     """The known quantities first, then whatever else was logged and moved, under its own name."""
-    panels, used = [], set()
-    for panel in PANELS:
+    found, used = [], set()
+    for panel in panels(keys):
         prefix = panel.key[:-1] if panel.key.endswith("*") else None
         key = next((k for k in keys if k == panel.key or (prefix and k.startswith(prefix))), None)
         held_out = panel.held_out if panel.held_out in keys else None
         if key or held_out:
-            panels.append(
+            found.append(
                 {
                     "title": panel.title,
                     "unit": panel.unit,
@@ -71,7 +71,7 @@ def _panels(keys: Sequence[str], moving: set[str]) -> list[dict[str, Any]]:
             )
             used |= {key, held_out} | {k for k in keys if prefix and k.startswith(prefix)}
     rest = [key for key in keys if key in moving - used and "/device/" not in key]
-    return panels + [
+    return found + [
         {"title": key, "unit": "", "key": key, "held_out": None, "main": False, "zero": False, "smooth": True}
         for key in rest
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from lcl_composer.algorithms.grad_cache import GradCache
 from lcl_composer.algorithms.stop_gradient import StopGradient
 from lcl_composer.data.collate import split_batch
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.lcl import LCL
 from tests.algorithms.training import Record, batches, logged, make_trainer
 from tests.models.tiny import tiny_model
 
@@ -20,7 +20,7 @@ from tests.models.tiny import tiny_model
 TOLERANCE = 1e-6
 
 
-def model_with_dropout(dropout: float, **options: Any) -> LCLModel:
+def model_with_dropout(dropout: float, **options: Any) -> LCL:
     """Dropout in the encoder and in the language model, by torch's global generator."""
     model = tiny_model(**options)
     for module in model.encoder.modules():
@@ -34,7 +34,7 @@ def model_with_dropout(dropout: float, **options: Any) -> LCLModel:
 def train(
     dropout: float, micro: int, algorithms: list[Any], count: int = 1, **options: Any
 ) -> tuple[dict[str, Tensor], Any]:
-    """Gradients of the first batch and the trainer; ``options`` are those of LCLModel."""
+    """Gradients of the first batch and the trainer; ``options`` are those of LCL."""
     record = Record()
     model = model_with_dropout(dropout, **options)
     trainer = make_trainer(algorithms, [record], model=model, micro=micro, duration=f"{count}ba")
@@ -113,7 +113,7 @@ def test_a_stopped_side_stays_stopped() -> None:
 
 def test_nothing_is_left_behind() -> None:
     trainer = train(0.0, 3, [cache := GradCache()], count=2)[1]
-    assert trainer.state.model.contrastive_override is None
+    assert trainer.state.model.contrast_term.contrast.override is None
     assert not cache._pieces
 
 

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 
 from lcl_composer.algorithms.image_resolution import ImageResolution
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.encoder import TimmEncoder
-from lcl_composer.models.lcl import LCLModel
 from tests.algorithms.training import logged, make_trainer
 from tests.models.tiny import IMAGE_SIZE, WIDTH, tiny_model
 
 
-def prepared(side: int) -> LCLModel:
+def prepared(side: int) -> LCL:
     model = tiny_model()
     resolution = ImageResolution(8, until="2ba")
     resolution.prepare(model)

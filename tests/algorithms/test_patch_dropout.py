@@ -5,13 +5,13 @@ import torch
 
 from lcl_composer.algorithms.patch_dropout import KeepPatches, PatchDropout
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.encoder import TimmEncoder
-from lcl_composer.models.lcl import LCLModel
 from tests.algorithms.training import logged, make_trainer
 from tests.models.tiny import IMAGE, TOKENIZER, batch, document, tiny_model
 
 
-def prepared(rate: float) -> LCLModel:
+def prepared(rate: float) -> LCL:
     model = tiny_model()
     dropout = PatchDropout(rate)
     dropout.prepare(model)

@@ -18,7 +18,7 @@ from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
 from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import collate, num_samples, num_tokens, split_batch
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.lcl import LCL
 from tests.models.tiny import document, random_document, sample, tiny_model
 
 DOCUMENTS = 8  # in a global batch
@@ -78,7 +78,7 @@ def make_trainer(
     algorithms: Sequence[Algorithm] = (),
     callbacks: Sequence[Callback] = (),
     *,
-    model: LCLModel | None = None,
+    model: LCL | None = None,
     duration: str = "4ba",
     micro: int = 2,
     optimizer: str = "adam",

@@ -15,7 +15,7 @@ from benchmarks.padded_reference import PaddedLCL, pad
 from lcl_composer.data.collate import collate, make_sample
 from lcl_composer.data.document import Document, Image, Segment, Text
 from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.released import to_released
 from tests.data.layouts import FIXED, NumberTokenizer, document, rng
 
@@ -78,7 +78,7 @@ def random_document(seed: int) -> Document:
     return Document(f"random-{seed}", "test", (*segments, Text("7")))
 
 
-def models() -> tuple[LCLModel, PaddedLCL]:
+def models() -> tuple[LCL, PaddedLCL]:
     """Both with the same random weights."""
     config = {
         "vision_cfg": {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS},

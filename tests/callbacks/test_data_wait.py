@@ -29,7 +29,7 @@ class SlowModel(Callback):
 
 def waits(folder: Path, *others: Callback) -> list[tuple[int, float, float]]:
     """Step, seconds a batch and share of each measurement."""
-    wait = callbacks.build({"name": "data_wait", "interval": 3})
+    wait = callbacks.build({"name": "data_wait", "every": "3ba"})
     make_trainer([wait, *others], [JsonLinesLogger(folder / "m.jsonl")], duration="7ba").fit()
     rows = [row for row in read_metrics(folder / "m.jsonl") if "data/wait_share" in row]
     return [(row["step"], row["data/wait_seconds"], row["data/wait_share"]) for row in rows]
@@ -47,7 +47,7 @@ def test_data_that_are_there_cost_nothing(tmp_path: Path) -> None:
     assert all(share < 0.3 for _, _, share in waits(tmp_path, SlowModel()))
 
 
-def test_an_interval_of_nothing_is_refused() -> None:
+def test_a_frequency_of_nothing_is_refused() -> None:
     for name in ("data_wait", "host_memory", "gradient_norms"):
-        with pytest.raises(ConfigError, match="interval 0 is below 1"):
-            callbacks.build({"name": name, "interval": 0})
+        with pytest.raises(ConfigError, match="must be in batches, at least 1ba"):
+            callbacks.build({"name": name, "every": "0ba"})

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from lcl_composer.algorithms.ema import EMA
-from lcl_composer.build import build_model
 from lcl_composer.callbacks.export_encoder import ExportEncoder
 from lcl_composer.config import RunConfig
 from lcl_composer.export import load_encoder
+from lcl_composer.methods.build import build_model
 from lcl_composer.registry import callbacks
 from tests import runs
 from tests.algorithms.training import make_trainer, weights

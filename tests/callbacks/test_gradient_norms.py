@@ -15,8 +15,8 @@ from tests.algorithms.training import Record, logged, make_trainer
 PARTS = ("encoder", "pooler", "language_model", "heads")
 
 
-def train(*algorithms: Algorithm, interval: int = 1, **settings):
-    norms = callbacks.build({"name": "gradient_norms", "interval": interval})
+def train(*algorithms: Algorithm, every: str = "1ba", **settings):
+    norms = callbacks.build({"name": "gradient_norms", "every": every})
     record = Record()
     trainer = make_trainer(algorithms, [norms, record], **settings)
     trainer.fit()
@@ -53,7 +53,7 @@ def test_before_and_after_clipping() -> None:
 
 
 def test_only_every_so_often() -> None:
-    trainer, _ = train(interval=2, duration="4ba")
+    trainer, _ = train(every="2ba", duration="4ba")
     assert len(logged(trainer, "gradient_norm/total")) == 2
     assert len(logged(trainer, "gradient_norm/total_clipped")) == 2
 

@@ -14,7 +14,7 @@ from tests.callbacks.training import make_trainer
 
 
 def test_it_is_logged_every_so_often(tmp_path: Path) -> None:
-    memory = callbacks.build({"name": "host_memory", "interval": 2})
+    memory = callbacks.build({"name": "host_memory", "every": "2ba"})
     make_trainer([memory], [JsonLinesLogger(tmp_path / "m.jsonl")], duration="4ba").fit()
     rows = [row for row in read_metrics(tmp_path / "m.jsonl") if "memory/host_rss" in row]
     assert [row["step"] for row in rows] == [2, 4]

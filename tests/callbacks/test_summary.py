@@ -13,14 +13,14 @@ from lcl_composer.callbacks.curves import Curves
 from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
 from lcl_composer.callbacks.summary import EndTable
 from lcl_composer.errors import DataError
-from lcl_composer.evaluation.gallery import Gallery
-from lcl_composer.evaluation.probe import ProbeSettings
-from lcl_composer.evaluation.retrieval import RetrievalSettings
+from lcl_composer.evaluation.held_out import HeldOutRetrieval
+from lcl_composer.evaluation.probe_trained import FrozenProbe
 from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
 from tests.callbacks.training import make_trainer
+from tests.evaluation.batches import SIDE
 from tests.evaluation.fakes import FakeLCL, Words
-from tests.evaluation.folders import to_tensor, write_folder
+from tests.evaluation.folders import write_folder
 
 SUMMARY = {
     "name": "quickstart",
@@ -54,7 +54,9 @@ SUMMARY = {
 
 def rendered(summary: dict, width: int = 100) -> str:
     stream = StringIO()
-    print_summary(summary, Console(file=stream, width=width))
+    probe = FrozenProbe.__new__(FrozenProbe)  # only its words are asked for, no folders are needed
+    evaluations = {"retrieval": HeldOutRetrieval(Words()), "probe": probe}
+    print_summary(summary, evaluations, Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -77,7 +79,8 @@ def test_a_long_path_is_not_broken_over_lines() -> None:
 
 
 def test_parts_that_were_not_measured_are_left_out() -> None:
-    text = rendered(SUMMARY | {"retrieval": None, "probe": None, "encoder": None, "plots": None})
+    measured = {name: value for name, value in SUMMARY.items() if name not in ("retrieval", "probe")}
+    text = rendered(measured | {"encoder": None, "plots": None})
     assert "Contrastive loss" in text
     assert not any(word in text for word in ("R@1", "probe", "Encoder", "Plots"))
 
@@ -98,13 +101,11 @@ def end_table(tmp_path: Path) -> EndTable:
     for part, seed in (("train", 0), ("val", 1)):
         if not (tmp_path / part).exists():
             write_folder(tmp_path / part, 6, seed=seed)
-    return EndTable(
-        tmp_path / "run",
-        transform=to_tensor,
-        retrieval=RetrievalSettings(max_images=10),
-        probe=ProbeSettings(str(tmp_path / "train"), str(tmp_path / "val")),
-        encoder=tmp_path / "run" / "encoder",
-    )
+    evaluations = {
+        "retrieval": HeldOutRetrieval(Words(), max_images=10),
+        "probe": FrozenProbe(str(tmp_path / "train"), str(tmp_path / "val"), SIDE),
+    }
+    return EndTable(tmp_path / "run", evaluations, encoder=tmp_path / "run" / "encoder")
 
 
 def test_a_run_ends_with_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,26 +154,21 @@ def test_measuring_leaves_the_trained_weights(tmp_path: Path) -> None:
     assert with_table.training
 
 
-def test_the_gallery_shows_what_was_measured_and_changes_nothing(tmp_path: Path) -> None:
-    summaries = []
-    for gallery in (None, Gallery(Words(), queries=10)):
-        settings = RetrievalSettings(max_images=10)
-        table = EndTable(tmp_path, transform=to_tensor, retrieval=settings, probe=None, gallery=gallery)
-        make_trainer([table], model=FakeLCL()).fit()
-        summaries.append(json.loads((tmp_path / "summary.json").read_text())["retrieval"])
-    assert summaries[0] == summaries[1]
+def test_the_gallery_shows_what_was_measured(tmp_path: Path) -> None:
+    retrieval = HeldOutRetrieval(Words(), max_images=10)
+    retrieval.gallery.queries = 10
+    make_trainer([EndTable(tmp_path, {"retrieval": retrieval})], model=FakeLCL()).fit()
+    measured = json.loads((tmp_path / "summary.json").read_text())["retrieval"]
     page = json.loads((tmp_path / "gallery.json").read_text())
     right_at_once = [query["rank"] == 1 for query in page["text_to_image"]]
-    assert sum(right_at_once) / 10 == pytest.approx(summaries[0]["text_to_image/recall@1"])
+    assert sum(right_at_once) / 10 == pytest.approx(measured["text_to_image/recall@1"])
 
 
 def test_without_held_out_documents_retrieval_is_left_out(tmp_path: Path) -> None:
-    table = EndTable(tmp_path, transform=to_tensor, retrieval=RetrievalSettings(), probe=None)
-    make_trainer([table], held_out=False).fit()
-    assert json.loads((tmp_path / "summary.json").read_text())["retrieval"] is None
+    make_trainer([EndTable(tmp_path, {"retrieval": HeldOutRetrieval(Words())})], held_out=False).fit()
+    assert "retrieval" not in json.loads((tmp_path / "summary.json").read_text())
 
 
 def test_a_missing_probe_folder_is_told_before_training(tmp_path: Path) -> None:
-    probe = ProbeSettings(str(tmp_path / "absent"), str(tmp_path / "absent"))
     with pytest.raises(DataError, match="absent"):
-        EndTable(tmp_path, transform=to_tensor, retrieval=None, probe=probe)
+        FrozenProbe(str(tmp_path / "absent"), str(tmp_path / "absent"), SIDE)

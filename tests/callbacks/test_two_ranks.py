@@ -28,9 +28,9 @@ def measure(folder: Path, micro: int) -> dict[str, float]:
         {"name": "retrieval", "every": "2ba"},
         {"name": "knn", **images},
         {"name": "linear_probe", **images},
-        {"name": "gradient_norms", "interval": 1},
-        {"name": "host_memory", "interval": 1},
-        {"name": "data_wait", "interval": 1},
+        {"name": "gradient_norms", "every": "1ba"},
+        {"name": "host_memory", "every": "1ba"},
+        {"name": "data_wait", "every": "1ba"},
         {"name": "speed_monitor", "window_size": 1},
     ]
     watchers = [RunRecord(folder / f"run{micro}", ""), *map(callbacks.build, specs)]

@@ -70,15 +70,15 @@ def test_authors_recipe() -> None:
         "fused": True,
     }
     assert run.data.max_tokens == run.model.language_model.spec()["max_position_embeddings"] == 2048
-    assert (run.loss.contrastive_weight, run.loss.generation_weight) == (0.1, 1.0)
+    assert tuple(run.method.spec()[f"{name}_weight"] for name in ("contrastive", "generation")) == (0.1, 1.0)
 
 
 def test_later_files_win_and_mappings_merge(tmp_path: Path) -> None:
-    one = write(tmp_path / "one.yaml", "seed: 1\nloss: {contrastive_weight: 0.5}\n")
-    two = write(tmp_path / "two.yaml", "seed: 2\nloss: {generation_weight: 0.5}\n")
+    one = write(tmp_path / "one.yaml", "seed: 1\nmethod: {contrastive_weight: 0.5}\n")
+    two = write(tmp_path / "two.yaml", "seed: 2\nmethod: {generation_weight: 0.5}\n")
     run = compose(experiment(tmp_path, "", (str(one), str(two)))).run
     assert run.seed == 2
-    assert (run.loss.contrastive_weight, run.loss.generation_weight) == (0.5, 0.5)
+    assert tuple(run.method.spec()[f"{name}_weight"] for name in ("contrastive", "generation")) == (0.5, 0.5)
     assert compose(experiment(tmp_path, "seed: 3", (str(one), str(two)))).run.seed == 3
     assert compose(experiment(tmp_path, "seed: 3", (str(one),)), ["seed=4"]).run.seed == 4
 

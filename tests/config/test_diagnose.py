@@ -16,7 +16,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     path = experiment(
         tmp_path,
         """
-loss:
+method:
   contrastive_wieght: 0.1
   generation_weight: "1e-4"
 data:
@@ -34,8 +34,8 @@ run_name: null
     )
     message = problems(path, "seeed=3")
     expected = [
-        ":4: loss.contrastive_wieght: unknown key; did you mean 'contrastive_weight'?",
-        ":5: loss.generation_weight: should be a valid number, got '1e-4'",
+        ":4: method.contrastive_wieght: unknown parameter of method 'lcl'; did you mean 'contrastive_w",
+        ":5: method.generation_weight: method 'lcl' takes float, got '1e-4'",
         ":7: data.train.local: cannot resolve ${oc.env:LCL_UNSET}: the environment variable LCL_UNSET is not",
         ":7: data.train.shuffle: should be a valid boolean, got 'false'",
         ":9: optimizer.lrr: unknown parameter of optimizer 'adamw'; did you mean 'lr'?",
@@ -52,6 +52,20 @@ run_name: null
     places = [next((i for i, line in enumerate(lines) if text in line), None) for text in expected]
     assert places == sorted(range(1, len(lines))), message
     assert all(f"{path}:" in line for line in lines[1:-1])
+
+
+def test_the_section_that_method_replaced_is_told() -> None:
+    assert "write method.contrastive_weight" in problems(BASE, "loss.contrastive_weight=1")
+
+
+def test_networks_that_a_method_lacks_or_does_not_take() -> None:
+    assert "model.pooler: missing; the method 'lcl' needs it" in problems(BASE, "model.pooler=null")
+
+
+def test_a_method_refuses_weights_that_train_nothing_or_the_opposite() -> None:
+    nothing = ["method.contrastive_weight=0", "method.generation_weight=0"]
+    assert "method: all weights are 0; nothing would be trained" in problems(BASE, *nothing)
+    assert "method.generation_weight: is -1.0, a weight" in problems(BASE, "method.generation_weight=-1.0")
 
 
 def test_one_problem_is_one_line() -> None:
@@ -110,7 +124,7 @@ def test_the_programs_own_parameters_are_refused() -> None:
     [
         ("device_train_microbatch_size=auto", "device_train_microbatch_size: auto would change the number"),
         ("data.image_size=64", "data.image_size: is 64, but the encoder takes 224 pixels"),
-        ("loss.logit_scale_max=10", "loss.logit_scale_init: is above logit_scale_max"),
+        ("method.logit_scale_max=10", "method.logit_scale_init: is above logit_scale_max"),
         ("model.language_model.max_position_embeddings=77", "data.max_tokens: is 128, beyond"),
         ("global_train_batch_size=0", "should be greater than 0"),
         ("run_name=a/b", "run_name: "),
@@ -126,14 +140,14 @@ def test_relations_are_reported_with_the_rest() -> None:
 
 
 def test_auto_microbatching_without_contrast_is_allowed() -> None:
-    run = compose(BASE, ["device_train_microbatch_size=auto", "loss.contrastive_weight=0"]).run
+    run = compose(BASE, ["device_train_microbatch_size=auto", "method.contrastive_weight=0"]).run
     assert run.device_train_microbatch_size == "auto"
 
 
 def test_auto_microbatching_takes_contrast_with_grad_cache_only() -> None:
     auto = "device_train_microbatch_size=auto"
     assert compose(BASE, [auto, "algorithms.grad_cache={}"]).run.algorithms == {"grad_cache": {}}
-    scheduled = ["loss.contrastive_weight=0", "algorithms.contrastive_weight={start: 0, end: 0.1}"]
+    scheduled = ["method.contrastive_weight=0", "algorithms.contrastive_weight={start: 0, end: 0.1}"]
     assert "add algorithms.grad_cache" in problems(BASE, auto, *scheduled)
 
 
@@ -162,7 +176,7 @@ def test_effective_negatives() -> None:
 
 
 def test_negatives_come_with_a_weight_or_with_a_schedule_of_it() -> None:
-    without = ["global_train_batch_size=8", "loss.contrastive_weight=0"]
+    without = ["global_train_batch_size=8", "method.contrastive_weight=0"]
     assert effective_negatives(compose(BASE, without).run, 2) == 0
     warm_up = "algorithms.contrastive_weight={start: 0, end: 0.1, until: 2ba}"
     assert effective_negatives(compose(BASE, [*without, warm_up]).run, 2) == 8

@@ -13,10 +13,9 @@ from composer.loggers import InMemoryLogger
 from lcl_composer.callbacks.bad_samples import BadSamples
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.loader import DocumentLoader
 from tests.data.conftest import MakeDataset, example
-from tests.data.layouts import NumberTokenizer
+from tests.data.loaders import loader_of
 
 
 class Recorder(ComposerModel):
@@ -37,21 +36,7 @@ class Recorder(ComposerModel):
 
 def train(folder: Path, until: str, workers: int, **options: Any) -> tuple[Recorder, Trainer]:
     """22 documents by 3 are 7 batches an epoch, each of microbatches of 2 and 1."""
-    spec = build_loader(
-        local=str(folder),
-        train=True,
-        shuffle=True,
-        shuffle_seed=3,
-        num_canonical_nodes=1,
-        num_workers=workers,
-        tokenizer=NumberTokenizer(),
-        rules=LayoutRules(tokens_per_image=2, max_tokens=40),
-        image_size=8,
-        batch_size=3,
-        seed=5,
-        max_bad_fraction=1.0,
-        pin_memory=False,
-    )
+    spec = loader_of(local=str(folder), num_workers=workers, batch_size=3, max_bad_fraction=1.0)
     model = Recorder()
     trainer = Trainer(
         model=model,

@@ -14,14 +14,13 @@ from streaming.base.world import World
 
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.filters import filter_document
-from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.sampling import batch_parts
 from lcl_composer.data.sources import ShardSet
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset, example, png
-from tests.data.layouts import NumberTokenizer
+from tests.data.loaders import loader_of
 
 _made: list[DocumentLoader] = []
 
@@ -47,20 +46,10 @@ def mixed(folders: tuple[Path, Path], pairs: Any = None, pages: Any = None, **ch
             "pairs": {"local": str(folders[0]), **(pairs or {})},
             "pages": {"local": str(folders[1]), **(pages or {})},
         },
-        "train": True,
-        "shuffle": True,
-        "shuffle_seed": 3,
-        "num_canonical_nodes": 1,
-        "num_workers": 0,
-        "tokenizer": NumberTokenizer(),
-        "rules": LayoutRules(tokens_per_image=2, max_tokens=40),
-        "image_size": 8,
         "batch_size": 4,
-        "seed": 5,
         "max_bad_fraction": 0.01,
-        "pin_memory": False,
     }
-    _made.append(cast(DocumentLoader, build_loader(**{**options, **changes}).dataloader))
+    _made.append(cast(DocumentLoader, loader_of(**{**options, **changes}).dataloader))
     return _made[-1]
 
 

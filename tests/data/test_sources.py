@@ -16,13 +16,12 @@ import pytest
 from streaming import Stream
 from streaming.base.storage.download import LocalDownloader
 
-from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset, example
-from tests.data.layouts import NumberTokenizer
+from tests.data.loaders import loader_of
 
 _made: list[DocumentLoader] = []
 
@@ -45,20 +44,10 @@ def loader(local: Path, remote: Path | str | None, **changes: Any) -> DocumentLo
         "local": str(local),
         "remote": None if remote is None else str(remote),
         "download_timeout": 5.0,
-        "train": True,
-        "shuffle": True,
-        "shuffle_seed": 3,
-        "num_canonical_nodes": 1,
-        "num_workers": 0,
-        "tokenizer": NumberTokenizer(),
-        "rules": LayoutRules(tokens_per_image=2, max_tokens=40),
-        "image_size": 8,
         "batch_size": 4,
-        "seed": 5,
         "max_bad_fraction": 1.0,
-        "pin_memory": False,
     }
-    _made.append(cast(DocumentLoader, build_loader(**{**options, **changes}).dataloader))
+    _made.append(cast(DocumentLoader, loader_of(**{**options, **changes}).dataloader))
     return _made[-1]
 
 

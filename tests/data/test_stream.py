@@ -16,12 +16,12 @@ from streaming.base.world import World
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.sampling import whole_batches
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset, example
-from tests.data.layouts import NumberTokenizer
+from tests.data.loaders import loader_of
 
 _made: list[DocumentLoader] = []
 RULES = LayoutRules(tokens_per_image=2, max_tokens=40)
@@ -30,20 +30,10 @@ RULES = LayoutRules(tokens_per_image=2, max_tokens=40)
 def loader(folder: Path, **changes: Any) -> DocumentLoader:
     options: dict[str, Any] = {
         "local": str(folder),
-        "train": True,
-        "shuffle": True,
-        "shuffle_seed": 3,
-        "num_canonical_nodes": 1,
-        "num_workers": 0,
-        "tokenizer": NumberTokenizer(),
-        "rules": RULES,
-        "image_size": 8,
         "batch_size": 3,
-        "seed": 5,
         "max_bad_fraction": 0.01,
-        "pin_memory": False,
     }
-    _made.append(cast(DocumentLoader, build_loader(**{**options, **changes}).dataloader))
+    _made.append(cast(DocumentLoader, loader_of(**{**options, **changes}).dataloader))
     return _made[-1]
 
 

@@ -20,6 +20,7 @@ def make_batch(documents: int, seed: int = 0, prefix: str = "doc") -> PackedBatc
     targets = torch.stack([colours, torch.full((documents,), 10), *[torch.full((documents,), IGNORE)] * 2], 1)
     starts = torch.arange(documents) * TOKENS_PER_DOCUMENT
     anchors = starts + 2
+    image_starts = torch.full((documents,), -1)
     return PackedBatch(
         tokens=tokens.flatten(),
         targets=targets.flatten(),
@@ -28,9 +29,9 @@ def make_batch(documents: int, seed: int = 0, prefix: str = "doc") -> PackedBatc
             0, (documents + 1) * TOKENS_PER_DOCUMENT, TOKENS_PER_DOCUMENT, dtype=torch.int32
         ),
         pixel_values=(corners + noise).to(torch.uint8),
-        image_starts=torch.full((documents,), -1),
+        image_starts=image_starts,
         anchors=anchors,
         images_per_document=torch.ones(documents, dtype=torch.int64),
-        totals=count_totals(targets, anchors, documents),
+        totals=count_totals(targets, anchors, image_starts, documents),
         ids=[f"{prefix}{seed}-{i}" for i in range(documents)],
     )

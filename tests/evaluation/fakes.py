@@ -1,15 +1,18 @@
-"""A small model with LCLModel's interface, quick to build and to run."""
+"""A small model with LCL's interface, quick to build and to run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from composer.models import ComposerModel
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import IGNORE, PackedBatch
+from lcl_composer.data.interleave import Interleaved, Layout
+from lcl_composer.methods.contrast import Contrast
+from lcl_composer.methods.method import Method, Term
 from tests.evaluation.batches import SIDE
 
 PATCH, WIDTH, LATENT, HEADS, VOCAB = 8, 12, 8, 2, 16
@@ -39,23 +42,25 @@ class FakePooler(nn.Module):
         return self.project((self.attention(tokens).mean(1, keepdim=True) @ tokens).squeeze(1))
 
 
-class FakeLCL(ComposerModel):
+class FakeLCL(Method):
     """Encoder, pooler, and for a language model an embedding of the token before the image."""
+
+    part_names = ("encoder", "pooler")
 
     def __init__(self, dropout: float = 0.1) -> None:
         super().__init__()
-        self.encoder, self.pooler = FakeEncoder(), FakePooler()
+        self.encoder, self.pooler = FakeEncoder(), FakePooler()  # type: ignore[assignment]
         self.embed = nn.Embedding(VOCAB, LATENT)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(LATENT, VOCAB)
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        contrast = Contrast(self, logit_scale_init=math.exp(2))
+        self.terms = {
+            "contrastive": Term(0.1, "pairs", ("image_features", "context_features"), contrast),
+            "generation": Term(1.0, "targets", ("hidden", "targets"), self._generation, self.head),
+        }
 
-    def scale(self) -> Tensor:
-        return self.logit_scale.exp()
-
-    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.encoder(pixel_values)
-        return self.pooler(tokens), tokens
+    def layout(self, tokenizer: Any, rules: Any) -> Layout:
+        return Interleaved(tokenizer, rules)
 
     def forward(self, batch: PackedBatch) -> dict[str, Tensor]:
         hidden = self.dropout(self.embed(batch["tokens"]))
@@ -68,20 +73,8 @@ class FakeLCL(ComposerModel):
             "targets": batch["targets"][predicting],
         }
 
-    def loss(self, outputs: dict[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        images = nn.functional.normalize(outputs["image_features"], dim=1)
-        contexts = nn.functional.normalize(outputs["context_features"], dim=1)
-        logits = self.scale() * images @ contexts.T
-        contrastive = nn.functional.cross_entropy(logits, torch.arange(len(logits)))
-        generation = nn.functional.cross_entropy(self.head(outputs["hidden"]), outputs["targets"])
-        return {
-            "contrastive": contrastive,
-            "generation": generation,
-            "total": 0.1 * contrastive + generation,
-        }
-
-    def eval_forward(self, batch: PackedBatch, outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return outputs if outputs is not None else self(batch)
+    def _generation(self, hidden: Tensor, targets: Tensor, total: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.head(hidden), targets, reduction="sum") / total
 
 
 @dataclass

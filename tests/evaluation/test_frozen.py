@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from lcl_composer.build import build_model
 from lcl_composer.cli import app
 from lcl_composer.config import RunConfig
 from lcl_composer.errors import DataError
 from lcl_composer.evaluation.frozen import evaluate_frozen
-from lcl_composer.evaluation.probe import ProbeSettings
 from lcl_composer.export import export_encoder, load_encoder, untrained_encoder
+from lcl_composer.methods.build import build_model
 from tests import runs
 
 
@@ -42,7 +41,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_both_results_and_the_verb(exported: Path, folders: tuple[str, str]) -> None:
-    trained, untrained = evaluate_frozen(exported, ProbeSettings(*folders))
+    trained, untrained = evaluate_frozen(exported, *folders)
     assert trained.accuracy == 1.0
     assert trained.chance == 0.5
     shown = CliRunner().invoke(app, ["evaluate", str(exported), *folders]).output
@@ -61,4 +60,4 @@ def test_untrained_differs_and_is_reproducible(exported: Path) -> None:
 
 def test_missing_images_are_named(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        evaluate_frozen(exported, ProbeSettings(str(tmp_path / "nowhere"), str(tmp_path)))
+        evaluate_frozen(exported, str(tmp_path / "nowhere"), str(tmp_path))

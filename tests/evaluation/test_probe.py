@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lcl_composer.errors import DataError
 from lcl_composer.evaluation.features import extract_features, open_image_folder, reduce_features
-from lcl_composer.evaluation.probe import ProbeSettings, fit_logistic, linear_probe, probe_model
+from lcl_composer.evaluation.probe import fit_logistic, linear_probe, probe_model
 from lcl_composer.evaluation.weights import image_side_state, image_side_weights
 from tests.evaluation.fakes import FakeLCL
 from tests.evaluation.folders import to_tensor, write_folder
@@ -88,13 +88,12 @@ def test_features_keep_the_order_of_the_folder_and_leave_the_model_alone(tmp_pat
 def test_probe_of_a_model_and_of_its_other_weights(tmp_path: Path) -> None:
     train = open_image_folder(write_folder(tmp_path / "train", 6), to_tensor)
     val = open_image_folder(write_folder(tmp_path / "val", 4, seed=1), to_tensor)
-    settings = ProbeSettings(train=str(tmp_path / "train"), val=str(tmp_path / "val"))
     model = FakeLCL()
     blind = {name: torch.zeros_like(v) for name, v in image_side_state(model).items()}
     before = image_side_state(model)
-    assert probe_model(model, train, val, settings).accuracy == 1.0
+    assert probe_model(model, train, val).accuracy == 1.0
     with image_side_weights(model, blind):
-        assert probe_model(model, train, val, settings).accuracy == pytest.approx(1 / 3, abs=0.01)
+        assert probe_model(model, train, val).accuracy == pytest.approx(1 / 3, abs=0.01)
     after = image_side_state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -118,6 +117,6 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     three = open_image_folder(write_folder(tmp_path / "three", 1), to_tensor)
     two = open_image_folder(write_folder(tmp_path / "two", 1, ("blue", "red")), to_tensor)
     with pytest.raises(DataError, match="classes green"):
-        probe_model(FakeLCL(), three, two, ProbeSettings("three", "two"))
+        probe_model(FakeLCL(), three, two)
     with pytest.raises(ValueError, match="unknown features"):
         reduce_features("mean", torch.ones(1, 2), torch.ones(1, 2, 2))  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.inspect.pictures import model_view
 from lcl_composer.inspect.view import Viewer
 from tests.data.conftest import example
 from tests.data.layouts import NumberTokenizer
+from tests.data.loaders import loader_of
 
 
 def test_tokens_targets_anchors_and_pixels_are_those_of_the_loader(tmp_path):
@@ -22,21 +23,7 @@ def test_tokens_targets_anchors_and_pixels_are_those_of_the_loader(tmp_path):
     with DocumentWriter(tmp_path / "set") as writer:
         for document in documents:
             writer.write(document)
-    spec = build_loader(
-        local=str(tmp_path / "set"),
-        train=True,
-        shuffle=False,
-        shuffle_seed=1,
-        num_canonical_nodes=1,
-        num_workers=0,
-        tokenizer=NumberTokenizer(),
-        rules=rules,
-        image_size=8,
-        batch_size=8,
-        seed=5,
-        max_bad_fraction=0.01,
-        pin_memory=False,
-    )
+    spec = loader_of(local=str(tmp_path / "set"), shuffle=False, rules=rules, batch_size=8)
     loader = cast(DocumentLoader, spec.dataloader)
     moved = set()
     for epoch in range(2):

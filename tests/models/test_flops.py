@@ -8,7 +8,7 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lcl_composer.models.flops import encoder_flops, forward_flops, training_flops
+from lcl_composer.models.flops import encoder_flops
 from tests.models.tiny import EMBED_DIM, random_batch, tiny_encoder, tiny_model
 
 
@@ -24,7 +24,7 @@ def test_a_forward_is_what_torch_counts(model_type: str) -> None:
     above_diagonal = 4 * int((lengths * (lengths - 1) // 2).sum()) * EMBED_DIM * 2
     pooler = model.pooler
     query = 2 * pooler.q.weight.numel() + 2 * pooler.k.weight.numel()
-    ours = sum(forward_flops(model, batch, encoder_flops(model.encoder)).values())
+    ours = sum(model.forward_flops(batch).values())
     # transformers 4 has the angles as a matrix product
     has_rotary = model_type == "llama" and transformers.__version__.startswith("4.")
     rotary = len(batch["tokens"]) * EMBED_DIM // 2 if has_rotary else 0
@@ -45,13 +45,13 @@ def test_the_encoder_is_left_as_it_was() -> None:
 
 def test_what_is_frozen_costs_less() -> None:
     model, batch = tiny_model(), random_batch(4)
-    parts = forward_flops(model, batch, 1000)
+    parts = model.forward_flops(batch)
     whole = sum(parts.values())
-    assert training_flops(model, batch, 1000) == 3 * whole
+    assert model.flops_per_batch(batch) == 3 * whole
     model.language_model.requires_grad_(False)
-    assert training_flops(model, batch, 1000) == 3 * whole - parts["language_model"]
+    assert model.flops_per_batch(batch) == 3 * whole - parts["language_model"]
     model.language_model.requires_grad_(True)
     model.encoder.requires_grad_(False)
-    assert training_flops(model, batch, 1000) == 3 * whole - 2 * parts["encoder"]
+    assert model.flops_per_batch(batch) == 3 * whole - 2 * parts["encoder"]
     model.pooler.requires_grad_(False)
-    assert training_flops(model, batch, 1000) == 3 * whole - 2 * (parts["encoder"] + parts["pooler"])
+    assert model.flops_per_batch(batch) == 3 * whole - 2 * (parts["encoder"] + parts["pooler"])

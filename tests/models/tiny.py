@@ -12,9 +12,9 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, bad_sample, collate, make_sample
 from lcl_composer.data.document import Document, Image, Segment, Text
 from lcl_composer.data.interleave import LayoutRules, lay_out
+from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.language_model import TransformersLM
-from lcl_composer.models.lcl import LCLModel
 from lcl_composer.models.pooler import AttentivePooler
 from tests.data.layouts import NumberTokenizer
 
@@ -34,12 +34,12 @@ def tiny_language_model(model_type: str = "opt", **changes: Any) -> Transformers
     return TransformersLM(TOKENIZER.vocab_size, model_type, **options)
 
 
-def tiny_model(model_type: str = "opt", **options: Any) -> LCLModel:
-    """An LCLModel with random weights of seed 0; ``options`` are those of LCLModel."""
+def tiny_model(model_type: str = "opt", **options: Any) -> LCL:
+    """An LCL with random weights of seed 0; ``options`` are those of LCL."""
     torch.manual_seed(0)
     pooler = AttentivePooler(WIDTH, EMBED_DIM, num_heads=4)
     language_model = tiny_language_model(model_type)
-    return LCLModel(tiny_encoder(), pooler, language_model, TOKENIZER.vocab_size, **options)
+    return LCL(tiny_encoder(), pooler, language_model, TOKENIZER.vocab_size, **options)
 
 
 def document(*segments: str | Image, name: str = "d") -> Document:

@@ -52,7 +52,7 @@ def test_only_the_settings_that_differ_are_a_table_and_the_others_are_listed(tmp
     page = page_of(write_run(tmp_path, "a", weight=0.1), write_run(tmp_path, "b", weight=0.0, dropout=0.1))
     settings = table(page, "settings")
     assert {key: {n: c.text() for n, c in row.items()} for key, row in settings.items()} == {
-        "loss.contrastive_weight": {"a": "0.1", "b": "0"},
+        "method.contrastive_weight": {"a": "0.1", "b": "0"},
         "dropout": {"a": "–", "b": "0.1"},
     }
     alike = {
@@ -88,7 +88,7 @@ def test_sums_of_other_weights_are_not_compared(tmp_path: Path) -> None:
     rows = table(page_of(*folders), "results")
     total = "Training loss, mean of the last 5 batches|Total"
     assert best(rows[total]) == set()
-    assert "not comparable: loss.contrastive_weight" in rows[total]["w0.1"].parent.text()
+    assert "not comparable: method.contrastive_weight" in rows[total]["w0.1"].parent.text()
     assert best(rows[GENERATION]) == {"w0.1"}
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import num_samples, split_batch
-from lcl_composer.models.lcl import LCLModel
-from lcl_composer.models.metrics import HeldOutLoss
+from lcl_composer.methods.lcl import LCL
+from lcl_composer.methods.method import contrast_of
+from lcl_composer.methods.metrics import HeldOutLoss
 from tests.models.tiny import batch, document, gradients, random_batch, tiny_model
 
 
-def plain_losses(model: LCLModel, rows: PackedBatch) -> tuple[Tensor, Tensor]:
+def plain_losses(model: LCL, rows: PackedBatch) -> tuple[Tensor, Tensor]:
     """Contrastive and generation loss as the paper writes them, over one batch."""
     outputs = model(rows)
     images, contexts = (F.normalize(outputs[k], dim=-1) for k in ("image_features", "context_features"))
@@ -26,7 +27,7 @@ def plain_losses(model: LCLModel, rows: PackedBatch) -> tuple[Tensor, Tensor]:
     return contrastive, F.cross_entropy(model.generation_head(outputs["hidden"]), outputs["targets"])
 
 
-def train(model: LCLModel, rows: PackedBatch, microbatch_size: int) -> dict[str, float]:
+def train(model: LCL, rows: PackedBatch, microbatch_size: int) -> dict[str, float]:
     """What Composer does: each microbatch's loss times its share of the documents, added up."""
     model.zero_grad()
     summed: dict[str, float] = {}
@@ -76,7 +77,7 @@ def test_microbatches_are_sets_of_negatives_weighted_by_their_images(microbatch_
     for part in split_batch(rows, microbatch_size):
         images = int((part["anchors"] >= 0).sum())
         if images:
-            expected += plain_losses(model, part)[0].item() * images / int(rows["totals"][2])
+            expected += plain_losses(model, part)[0].item() * images / int(rows["totals"]["pairs"])
     found = train(model, rows, microbatch_size)
     assert found["contrastive"] == pytest.approx(expected, rel=1e-5)
     assert found["total"] == pytest.approx(0.1 * expected, rel=1e-5)
@@ -97,23 +98,25 @@ def test_a_loss_of_weight_0_is_not_computed_but_leaves_every_gradient(
 
 
 def test_logit_scale_starts_where_it_is_told():
-    assert tiny_model(logit_scale_init=20.0).scale().item() == pytest.approx(20.0)
+    assert contrast_of(tiny_model(logit_scale_init=20.0), "a test").scale().item() == pytest.approx(20.0)
 
 
 def test_logit_scale_is_held_at_its_maximum_and_can_come_back():
-    model, rows = tiny_model(logit_scale_init=1000.0, logit_scale_max=50.0), random_batch(6)
-    assert model.scale().item() == pytest.approx(50.0)
+    model, rows = tiny_model(logit_scale_init=1000.0, logit_scale_max=1000.0), random_batch(6)
+    contrast = contrast_of(model, "a test")
+    contrast.logit_scale_max = 50.0
+    assert contrast.scale().item() == pytest.approx(50.0)
     optimizer = torch.optim.SGD([model.logit_scale], lr=0.01)
     model.loss(model(rows), rows)["total"].backward()
     gradient = model.logit_scale.grad
     assert gradient is not None
     assert gradient > 0, "random features want a smaller scale"
     optimizer.step()
-    assert model.scale() < 50.0
+    assert contrast.scale() < 50.0
     assert model.logit_scale < math.log(50.0)
 
 
-def held_out(model: LCLModel, batches: list[PackedBatch]) -> dict[str, float]:
+def held_out(model: LCL, batches: list[PackedBatch]) -> dict[str, float]:
     metrics = model.get_metrics(is_train=False)
     with torch.no_grad():
         for rows in batches:
@@ -130,7 +133,7 @@ def test_held_out_loss_is_a_mean_over_targets_not_over_batches():
     assert whole["generation"] == pytest.approx(plain_losses(model, rows)[1].item(), rel=1e-5)
     uneven = [batch([document("1 2")]), batch([document("3 4 5 6 7 8 9 10 11 12")])]
     losses = [plain_losses(model, part)[1].item() for part in uneven]
-    counts = [int(part["totals"][1]) for part in uneven]
+    counts = [int(part["totals"]["targets"]) for part in uneven]
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     assert held_out(model, uneven)["generation"] == pytest.approx(expected, rel=1e-5)
     assert expected != pytest.approx(sum(losses) / 2, rel=1e-4)
@@ -139,7 +142,7 @@ def test_held_out_loss_is_a_mean_over_targets_not_over_batches():
 def test_held_out_contrastive_is_a_mean_over_images():
     model = tiny_model()
     whole = [random_batch(9), random_batch(5)]
-    counts = [int(rows["totals"][2]) for rows in whole]
+    counts = [int(rows["totals"]["pairs"]) for rows in whole]
     losses = [plain_losses(model, rows)[0].item() for rows in whole]
     expected = sum(x * n for x, n in zip(losses, counts, strict=True)) / sum(counts)
     assert held_out(model, whole)["contrastive"] == pytest.approx(expected, rel=1e-5)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.models.lcl import LCLModel
+from lcl_composer.methods.lcl import LCL
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
@@ -102,7 +102,7 @@ def test_packing_order_does_not_matter():
     torch.testing.assert_close(swapped[-len(alone) :], alone, rtol=1e-4, atol=1e-5)
 
 
-def losses_and_gradients(model: LCLModel, rows: PackedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def losses_and_gradients(model: LCL, rows: PackedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     losses = model.loss(model(rows), rows)
     losses["total"].backward()
     return losses, gradients(model)

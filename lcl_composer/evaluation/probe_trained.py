@@ -1,0 +1,90 @@
+"""A linear probe of the trained encoder beside the untrained one, for the table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.image import eval_transform
+from lcl_composer.evaluation.evaluation import Evaluation, Row
+from lcl_composer.evaluation.features import FeatureKind, open_image_folder
+from lcl_composer.evaluation.probe import probe_model
+from lcl_composer.evaluation.weights import image_side_state, image_side_weights
+
+if TYPE_CHECKING:
+    from lcl_composer.methods.method import Method
+
+
+class FrozenProbe(Evaluation):
+    """Linear probe of the trained encoder and of the same encoder untrained, on two image folders.
+
+    The untrained encoder is the model's own at construction: its weights are copied before any checkpoint is
+    loaded, so a resumed run, whose construction gives the same weights from the same seed, compares with the
+    same encoder.
+
+    Args:
+        train: ImageFolder to fit on and to choose the regularisation on.
+        val: ImageFolder to measure on, with the same classes.
+        image_size: Side of the images in pixels.
+        features: ``patch_mean`` (mean of the encoder's patch tokens, the encoder alone) or ``pooled`` (the
+            pooler's latent).
+        batch_size: Images a forward.
+
+    Raises:
+        DataError: If a folder is missing or holds no images in class folders.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        image_size: int,
+        features: FeatureKind = "patch_mean",
+        batch_size: int = 64,
+    ):
+        transform = partial(eval_transform, size=image_size)
+        self.train, self.val = (open_image_folder(path, transform) for path in (train, val))
+        self.features: FeatureKind = features
+        self.batch_size = batch_size
+        self._untrained: dict[str, Tensor] = {}
+
+    def start(self, model: Method) -> None:
+        """Keep the untrained weights."""
+        self._untrained = image_side_state(model)
+
+    def measure(
+        self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path
+    ) -> dict[str, Any] | None:
+        """Accuracies of both, 0..1, with chance and what was measured on."""
+        probe = partial(
+            probe_model, model, self.train, self.val, features=self.features, batch_size=self.batch_size
+        )
+        trained = probe()
+        with image_side_weights(model, self._untrained):
+            untrained = probe()
+        return {
+            "trained": trained.accuracy,
+            "untrained": untrained.accuracy,
+            "chance": trained.chance,
+            "features": self.features,
+            "classes": len(self.val.classes),
+            "val_images": len(self.val),
+        }
+
+    def rows(self, result: dict[str, Any]) -> list[Row]:
+        """The accuracy."""
+        difference = f"{100 * (result['trained'] - result['untrained']):+.1f} points"
+        untrained, trained = f"{result['untrained']:.1%} untrained", f"{result['trained']:.1%}"
+        return [Row("Linear probe accuracy", untrained, trained, difference)]
+
+    def note(self, result: dict[str, Any]) -> str:
+        """The images, and chance."""
+        return (
+            f"Probe: {result['val_images']:,} images of {result['classes']} classes, "
+            f"{result['features']} features; by chance {result['chance']:.1%}"
+        )

@@ -1,0 +1,59 @@
+"""RunConfig to the model: the tokenizer, the networks, and the method that joins them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lcl_composer import registry
+from lcl_composer.data.interleave import LayoutRules
+from lcl_composer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lcl_composer.config.schema import RunConfig
+    from lcl_composer.data.tokenizer import Tokenizer
+    from lcl_composer.methods.method import Method
+    from lcl_composer.models.language_model import TransformersLM
+
+
+def build_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer; raises DataError if its file is missing."""
+    return registry.tokenizers.build(config.tokenizer.spec())
+
+
+def build_model(config: RunConfig, vocab_size: int) -> Method:
+    """The method around its networks; on the meta device if that is current.
+
+    Raises:
+        ConfigError: If the context is longer than the language model's positions.
+    """
+    networks: dict[str, Any] = {"encoder": registry.encoders.build(config.model.encoder.spec())}
+    width = embed_dim = networks["encoder"].width
+    if config.model.language_model is not None:
+        networks["language_model"] = _build_language_model(config, vocab_size)
+        embed_dim = networks["language_model"].hidden_size
+    if config.model.pooler is not None:
+        pooler = config.model.pooler.spec()
+        networks["pooler"] = registry.poolers.build(pooler, width=width, embed_dim=embed_dim)
+    return registry.methods.build(config.method.spec(), vocab_size=vocab_size, **networks)
+
+
+def _build_language_model(config: RunConfig, vocab_size: int) -> TransformersLM:
+    assert config.model.language_model is not None
+    language_model = registry.language_models.build(config.model.language_model.spec(), vocab_size=vocab_size)
+    if config.data.max_tokens > language_model.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_tokens is {config.data.max_tokens}, but model.language_model.max_position_embeddings "
+            f"is {language_model.max_position_embeddings}: a document longer than that has no positions; "
+            "raise the one or lower the other"
+        )
+    return language_model
+
+
+def layout_rules(config: RunConfig, tokens_per_image: int) -> LayoutRules:
+    """How documents become tokens in this run."""
+    return LayoutRules(
+        tokens_per_image=tokens_per_image,
+        max_tokens=config.data.max_tokens,
+        image_first_probability=config.data.image_first_probability,
+        min_context_tokens=config.data.min_context_tokens,
+    )

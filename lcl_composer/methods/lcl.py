@@ -1,0 +1,172 @@
+"""Latent Compression Learning: images to latents, interleaved with text, through a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lcl_composer.data.batch import IGNORE, PackedBatch
+from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
+from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.losses import generation_loss
+from lcl_composer.methods.contrast import Contrast, ContrastiveLoss
+from lcl_composer.methods.method import Method, Outputs, Term
+from lcl_composer.models.encoder import Encoder
+from lcl_composer.models.flops import language_model_flops, pooler_flops
+from lcl_composer.models.language_model import TransformersLM
+from lcl_composer.models.pooler import AttentivePooler
+
+
+class LCL(Method):
+    """Latent Compression Learning (arXiv 2406.07543, figure 2 and equation 8).
+
+    ``L = contrastive_weight * L_con + generation_weight * L_gen``: symmetric InfoNCE between an image's
+    pooled latent and the language model's output at its ``<start_of_img>``, which has seen what precedes the
+    image; and next-token prediction of the text.
+
+    Args:
+        encoder: Pixels to patch tokens.
+        pooler: Patch tokens to the latent and to the language model's image tokens.
+        language_model: Causal LM over text embeddings and image tokens.
+        vocab_size: Rows V of the generation head.
+        contrastive_weight: Weight of L_con; at 0 it is not computed.
+        generation_weight: Weight of L_gen; at 0 it is not computed.
+        logit_scale_init: Inverse temperature at the start; it is learned.
+        logit_scale_max: The inverse temperature is clamped here.
+        contrastive: ``info_nce`` (the paper's), or ``sigmoid`` (SigLIP's, with a learnable bias from -10).
+        backend: Implementation of the fused losses; null: triton on CUDA, torch elsewhere.
+    """
+
+    #: [I, K'] numbers of the patches that the encoder kept in this forward; None: all. Set by PatchDropout.
+    kept_patches: Tensor | None = None
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pooler: AttentivePooler,
+        language_model: TransformersLM,
+        vocab_size: int,
+        contrastive_weight: float = 0.1,
+        generation_weight: float = 1.0,
+        logit_scale_init: float = 1 / 0.07,
+        logit_scale_max: float = 100.0,
+        contrastive: ContrastiveLoss = "info_nce",
+        backend: Literal["torch", "triton"] | None = None,
+    ):
+        super().__init__()
+        width = language_model.hidden_size
+        self.encoder = encoder
+        self.pooler = pooler
+        self.language_model = language_model
+        self.context_norm = nn.LayerNorm(width)
+        self.context_proj = nn.Linear(width, width, bias=False)
+        self.generation_norm = nn.Identity() if language_model.has_final_norm else nn.LayerNorm(width)
+        self.generation_head = nn.Linear(width, vocab_size, bias=False)
+        nn.init.normal_(self.context_proj.weight, std=width**-0.5)  # as OpenCLIP's text_projection
+        contrast = Contrast(self, contrastive, logit_scale_init, logit_scale_max, backend)
+        sides = ("image_features", "context_features")
+        self.backend = backend
+        self.terms = {
+            "contrastive": Term(contrastive_weight, "pairs", sides, contrast),
+            "generation": Term(
+                generation_weight, "targets", ("hidden", "targets"), self._generation, self.generation_head
+            ),
+        }
+
+    @classmethod
+    def contrasts(cls, settings: Mapping[str, Any]) -> bool:
+        """Where L_con has a weight."""
+        return settings["contrastive_weight"] > 0
+
+    @classmethod
+    def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Weights that train nothing or the opposite, and a scale that starts beyond its bound."""
+        for name in ("contrastive_weight", "generation_weight"):
+            if settings[name] < 0:
+                yield name, f"is {settings[name]}, a weight must be at least 0"
+        if settings["logit_scale_init"] <= 0:
+            yield "logit_scale_init", f"is {settings['logit_scale_init']}, must be above 0"
+        if settings["logit_scale_init"] > settings["logit_scale_max"]:
+            yield "logit_scale_init", f"is above logit_scale_max, {settings['logit_scale_max']}"
+
+    def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
+        """The layout of the released code: images as tokens in their places."""
+        return Interleaved(tokenizer, rules)
+
+    def forward(self, batch: PackedBatch) -> Outputs:
+        """Run the packed batch.
+
+        Returns:
+            ``image_features`` [P, E] pooled latents of the P anchored images; ``context_features`` [P, E] LM
+            outputs at their ``<start_of_img>`` after norm and projection; ``hidden`` [N, E] LM outputs at the
+            N positions that predict, after norm; ``targets`` [N] int64. Features are not normalised.
+        """
+        anchored = batch["anchors"] >= 0
+        latents_PE, image_tokens_SE, slots = self._images(batch, anchored)
+        outputs_TE = self._language(batch, image_tokens_SE, slots)
+        predicting = (batch["targets"] != IGNORE).nonzero().squeeze(1)
+        context_PE = self.context_proj(self.context_norm(outputs_TE[batch["anchors"][anchored]]))
+        return {
+            "image_features": latents_PE,
+            "context_features": context_PE,
+            "hidden": self.generation_norm(outputs_TE[predicting]),
+            "targets": batch["targets"][predicting],
+        }
+
+    def _images(self, batch: PackedBatch, anchored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [P, E] of anchored images, tokens [S, E] of images the LM reads, their flat slots [S].
+
+        A batch without images still runs one blank image whose outputs are emptied: every rank must put
+        every parameter into its graph, or DDP and FSDP stop (COMPOSER.md).
+        """
+        pixels, starts = batch["pixel_values"], batch["image_starts"]
+        if len(pixels) == 0:
+            side = self.encoder.image_size
+            pixels = pixels.new_zeros(1, 3, side, side)
+            starts = starts.new_full((1,), -1)
+            anchored = starts >= 0
+        tokens_IKW = self.encoder(pixels)
+        values_IKE = self.pooler.values(tokens_IKW)
+        latents_PE = self.pooler.pool(tokens_IKW[anchored], values_IKE[anchored])
+        read = starts >= 0
+        image_tokens_SE = self.pooler.proj(values_IKE[read]).flatten(0, 1)
+        kept_IK = self.kept_patches
+        if kept_IK is None:
+            kept_IK = torch.arange(tokens_IKW.shape[1], device=starts.device).expand(len(starts), -1)
+        slots = starts[read, None] + kept_IK[read]
+        return latents_PE, image_tokens_SE, slots.flatten()
+
+    def _language(self, batch: PackedBatch, image_tokens_SE: Tensor, slots: Tensor) -> Tensor:
+        """LM outputs [T, E] of text embeddings with the image tokens put into their slots."""
+        tokens, positions = batch["tokens"], batch["positions"]
+        lengths = [n for n in batch["cu_seqlens"].diff().tolist() if n]
+        if not lengths:  # every document of the batch was bad: one blank token keeps the graph whole
+            tokens, positions, lengths = tokens.new_zeros(1), positions.new_zeros(1), [1]
+        embeddings_TE = self.language_model.embed(tokens)
+        embeddings_TE = embeddings_TE.index_copy(0, slots, image_tokens_SE.to(embeddings_TE.dtype))
+        return self.language_model(embeddings_TE, positions, lengths)
+
+    def _generation(self, hidden_NE: Tensor, targets_N: Tensor, total: Tensor) -> Tensor:
+        """This rank's share of L_gen."""
+        return generation_loss(
+            hidden_NE, self.generation_head.weight, targets_N, total=total, backend=self.backend
+        )
+
+    def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
+        """Operations by part.
+
+        The heads are the vocabulary's matrix a target and the projection of the context an anchored image.
+        The contrastive logits, under a hundredth of the rest, are left out.
+        """
+        targets = int((batch["targets"] != IGNORE).sum())
+        anchored = int((batch["anchors"] >= 0).sum())
+        heads = targets * self.generation_head.weight.numel() + anchored * self.context_proj.weight.numel()
+        return {
+            **super().forward_flops(batch),
+            "pooler": pooler_flops(self.pooler, self.encoder.tokens_per_image, batch),
+            "language_model": language_model_flops(self.language_model, batch["cu_seqlens"].diff()),
+            "heads": 2 * heads,
+        }

@@ -1,0 +1,212 @@
+"""A way to pre-train: its layout, its parts, its losses. What is the same for all of them stands here.
+
+Algorithms, callbacks, evaluations, export and reports read :attr:`Method.parts` and :attr:`Method.terms` and
+know no method.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from composer.core import State
+from composer.models import ComposerModel
+from composer.utils import dist
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.interleave import Layout, LayoutRules
+from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.errors import ConfigError
+from lcl_composer.methods.contrast import Contrast
+from lcl_composer.methods.metrics import HeldOutLoss
+from lcl_composer.models.encoder import Encoder
+from lcl_composer.models.flops import encoder_flops, training_flops
+
+#: What ``forward`` returns: tensors by name.
+Outputs = dict[str, Tensor]
+
+
+@dataclass
+class Term:
+    """One loss of a method.
+
+    Attributes:
+        weight: Its factor in the total; algorithms may move it. At 0 it is not computed.
+        count: What it is averaged over: a name in the batch's ``totals``.
+        reads: Names of the outputs that it reads; of a contrast the images' and the other side's features.
+        loss: ``(*outputs read, count over the global batch)`` to this rank's and microbatch's share. Shares
+            add up over ranks and microbatches to the loss of the global batch. A contrast is a
+            :class:`Contrast`.
+        head: What it runs besides: parameters that no output depends on.
+    """
+
+    weight: float
+    count: str
+    reads: tuple[str, ...]
+    loss: Callable[..., Tensor]
+    head: nn.Module | None = None
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The contrast, where this is one."""
+        return self.loss if isinstance(self.loss, Contrast) else None
+
+    def idle(self, outputs: Outputs) -> Tensor:
+        """What the term would have read, times 0: DDP wants a gradient of every parameter."""
+        unused = [outputs[name] for name in self.reads if outputs[name].is_floating_point()]
+        unused += self.contrast.scalars if self.contrast else []
+        unused += list(self.head.parameters()) if self.head is not None else []
+        return torch.stack([0.0 * tensor.sum().float() for tensor in unused]).sum()
+
+
+class Method(ComposerModel):
+    """The base of every method; Composer trains it.
+
+    A subclass sets :attr:`part_names`, and in its constructor the modules of those names and :attr:`terms`;
+    it writes :meth:`layout`, :meth:`forward` and :meth:`forward_flops`.
+    Its constructor's parameters are the settings of ``method:`` in a YAML; ``encoder``, ``pooler``,
+    ``language_model`` and ``vocab_size`` are handed in where it has a parameter of that name.
+    """
+
+    #: Attributes that hold the parts, in the order in which data flow through them.
+    part_names: ClassVar[tuple[str, ...]] = ("encoder", "pooler", "language_model")
+
+    encoder: Encoder
+    terms: dict[str, Term]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flops_per_image: int | None = None
+
+    @classmethod
+    def contrasts(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether a run with these settings of ``method:`` sets images of a batch against one another."""
+        return False
+
+    @classmethod
+    def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield the setting and what is wrong for settings that do not fit one another."""
+        yield from ()
+
+    @abstractmethod
+    def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
+        """How documents become tokens: picklable, as loader processes call it."""
+
+    @abstractmethod
+    def forward(self, batch: PackedBatch) -> Outputs:
+        """Outputs by name; only what a term will read is computed."""
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks by name; what belongs to none of them is ``heads``."""
+        return {name: getattr(self, name) for name in self.part_names}
+
+    def part_of(self, parameter_name: str) -> str:
+        """The part that a parameter of this name belongs to."""
+        first = parameter_name.split(".")[0]
+        return first if first in self.part_names else "heads"
+
+    @property
+    def contrast_term(self) -> Term | None:
+        """The term that contrasts, where there is one."""
+        return next((term for term in self.terms.values() if term.contrast), None)
+
+    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Latents [I, E], None where nothing pools, and patch tokens [I, K, W] of images [I, 3, H, W]."""
+        tokens_IKW = self.encoder(pixel_values)
+        pooler = self.parts.get("pooler")
+        return pooler(tokens_IKW) if pooler is not None else None, tokens_IKW
+
+    def global_totals(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """The batch's counts over all ranks, int64 and 0-dim."""
+        totals = torch.stack(list(batch["totals"].values()))
+        dist.all_reduce(totals, reduce_operation="SUM")
+        return dict(zip(batch["totals"], totals.unbind(), strict=True))
+
+    def shares(self, outputs: Outputs, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's and microbatch's share of each term that has a weight.
+
+        A share is a sum over local targets or images divided by their count over all ranks and
+        microbatches: the shares add up to the loss of the global batch, however unevenly it falls.
+        """
+        return {
+            name: term.loss(*(outputs[read] for read in term.reads), totals[term.count])
+            for name, term in self.terms.items()
+            if term.weight
+        }
+
+    def loss(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
+        """Losses of a microbatch, scaled so that Composer's and DDP's averaging leave the global batch's.
+
+        Composer multiplies a microbatch's loss by its documents over the mean documents a rank, and DDP
+        divides by the ranks; the factor undoes both.
+        """
+        totals = self.global_totals(batch)
+        factor = totals["documents"] / len(batch["ids"])
+        losses = {name: factor * share for name, share in self.shares(outputs, totals).items()}
+        total = torch.stack([self.terms[name].weight * loss for name, loss in losses.items()]).sum()
+        idle = (term.idle(outputs) for term in self.terms.values() if not term.weight)
+        return {**losses, "total": total + sum(idle)}
+
+    def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
+        """Operations of a batch's forward by part, in the order of the flow; see ``models/flops.py``."""
+        return {"encoder": self.image_flops() * len(batch["pixel_values"])}
+
+    def image_flops(self) -> int:
+        """Operations of one image's forward through the encoder; counted once."""
+        if self._flops_per_image is None:
+            self._flops_per_image = encoder_flops(self.encoder)
+        return self._flops_per_image
+
+    def flops_per_batch(self, batch: PackedBatch) -> int:
+        """Operations of this rank's training step; Composer's ``speed_monitor`` asks for it and logs MFU."""
+        trained = {self.part_of(name) for name, p in self.named_parameters() if p.requires_grad}
+        return training_flops(self.forward_flops(batch), trained)
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Held-out losses; training losses are logged by Composer from :meth:`loss`."""
+        return {} if is_train else {name: HeldOutLoss(name) for name in self.terms}
+
+    def eval_forward(self, batch: PackedBatch, outputs: Any = None) -> dict[str, Any]:
+        """Outputs of a held-out batch with the shares of its losses and the counts that they refer to."""
+        outputs = outputs if outputs is not None else self(batch)
+        totals = self.global_totals(batch)
+        return {**outputs, "shares": self.shares(outputs, totals), "totals": totals}
+
+    def update_metric(self, batch: PackedBatch, outputs: Any, metric: Metric) -> None:
+        """Add a held-out batch to one of the metrics of :meth:`get_metrics`."""
+        assert isinstance(metric, HeldOutLoss)
+        if metric.loss_name in outputs["shares"]:
+            count = self.terms[metric.loss_name].count
+            metric.update(
+                outputs["shares"][metric.loss_name], outputs["totals"][count], batch["totals"][count]
+            )
+
+
+def method_of(state: State) -> Method:
+    """The method that is being trained, without DistributedDataParallel around it."""
+    model = state.model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return cast(Method, model)
+
+
+def contrast_of(method: Method, asks: str) -> Contrast:
+    """The method's contrast.
+
+    Args:
+        method: The method.
+        asks: The setting that needs it, for the message.
+
+    Raises:
+        ConfigError: If the method contrasts nothing.
+    """
+    term = method.contrast_term
+    if term is None or term.contrast is None:
+        raise ConfigError(f"{asks}: the method {type(method).__name__} contrasts nothing; remove it")
+    return term.contrast
