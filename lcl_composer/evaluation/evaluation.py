@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lcl_composer.data.batch import PackedBatch
-
 if TYPE_CHECKING:
+    from lcl_composer.data.batch import PackedBatch
     from lcl_composer.methods.method import Method
 
 

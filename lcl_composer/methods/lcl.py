@@ -40,9 +40,6 @@ class LCL(Method):
         backend: Implementation of the fused losses; null: triton on CUDA, torch elsewhere.
     """
 
-    #: [I, K'] numbers of the patches that the encoder kept in this forward; None: all. Set by PatchDropout.
-    kept_patches: Tensor | None = None
-
     def __init__(
         self,
         encoder: Encoder,
@@ -106,7 +103,7 @@ class LCL(Method):
         """
         anchored = batch["anchors"] >= 0
         latents_PE, image_tokens_SE, slots = self._images(batch, anchored)
-        outputs_TE = self._language(batch, image_tokens_SE, slots)
+        outputs_TE = self.language_model.read(batch, image_tokens_SE, slots)
         predicting = (batch["targets"] != IGNORE).nonzero().squeeze(1)
         context_PE = self.context_proj(self.context_norm(outputs_TE[batch["anchors"][anchored]]))
         return {
@@ -117,18 +114,9 @@ class LCL(Method):
         }
 
     def _images(self, batch: PackedBatch, anchored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [P, E] of anchored images, tokens [S, E] of images the LM reads, their flat slots [S].
-
-        A batch without images still runs one blank image whose outputs are emptied: every rank must put
-        every parameter into its graph, or DDP and FSDP stop (COMPOSER.md).
-        """
-        pixels, starts = batch["pixel_values"], batch["image_starts"]
-        if len(pixels) == 0:
-            side = self.encoder.image_size
-            pixels = pixels.new_zeros(1, 3, side, side)
-            starts = starts.new_full((1,), -1)
-            anchored = starts >= 0
-        tokens_IKW = self.encoder(pixels)
+        """Latents [P, E] of anchored images, tokens [S, E] of images the LM reads, their flat slots [S]."""
+        starts = batch["image_starts"]
+        tokens_IKW = self.patch_tokens(batch)
         values_IKE = self.pooler.values(tokens_IKW)
         latents_PE = self.pooler.pool(tokens_IKW[anchored], values_IKE[anchored])
         read = starts >= 0
@@ -136,18 +124,8 @@ class LCL(Method):
         kept_IK = self.kept_patches
         if kept_IK is None:
             kept_IK = torch.arange(tokens_IKW.shape[1], device=starts.device).expand(len(starts), -1)
-        slots = starts[read, None] + kept_IK[read]
+        slots = starts[read, None] + kept_IK[: len(starts)][read]
         return latents_PE, image_tokens_SE, slots.flatten()
-
-    def _language(self, batch: PackedBatch, image_tokens_SE: Tensor, slots: Tensor) -> Tensor:
-        """LM outputs [T, E] of text embeddings with the image tokens put into their slots."""
-        tokens, positions = batch["tokens"], batch["positions"]
-        lengths = [n for n in batch["cu_seqlens"].diff().tolist() if n]
-        if not lengths:  # every document of the batch was bad: one blank token keeps the graph whole
-            tokens, positions, lengths = tokens.new_zeros(1), positions.new_zeros(1), [1]
-        embeddings_TE = self.language_model.embed(tokens)
-        embeddings_TE = embeddings_TE.index_copy(0, slots, image_tokens_SE.to(embeddings_TE.dtype))
-        return self.language_model(embeddings_TE, positions, lengths)
 
     def _generation(self, hidden_NE: Tensor, targets_N: Tensor, total: Tensor) -> Tensor:
         """This rank's share of L_gen."""

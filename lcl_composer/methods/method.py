@@ -79,6 +79,9 @@ class Method(ComposerModel):
     encoder: Encoder
     terms: dict[str, Term]
 
+    #: [I, K'] numbers of the patches that the encoder kept in this forward; None: all. Set by PatchDropout.
+    kept_patches: Tensor | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self._flops_per_image: int | None = None
@@ -121,6 +124,18 @@ class Method(ComposerModel):
         tokens_IKW = self.encoder(pixel_values)
         pooler = self.parts.get("pooler")
         return pooler(tokens_IKW) if pooler is not None else None, tokens_IKW
+
+    def patch_tokens(self, batch: PackedBatch) -> Tensor:
+        """Patch tokens [I, K, W] of a batch's images.
+
+        A batch without images runs a blank one of which nothing is kept: every rank must put every parameter
+        into its graph, or DDP and FSDP stop.
+        """
+        pixels = batch["pixel_values"]
+        if len(pixels):
+            return self.encoder(pixels)
+        side = self.encoder.image_size
+        return self.encoder(pixels.new_zeros(1, 3, side, side))[:0]
 
     def global_totals(self, batch: PackedBatch) -> dict[str, Tensor]:
         """The batch's counts over all ranks, int64 and 0-dim."""

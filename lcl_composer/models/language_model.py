@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from lcl_composer.data.batch import PackedBatch
 from lcl_composer.errors import ConfigError, did_you_mean
 from lcl_composer.models.attention import PACKED_CAUSAL, Packing
 
@@ -83,6 +84,28 @@ class TransformersLM(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings: [T] int64 -> [T, E]."""
         return self.backbone.get_input_embeddings()(tokens)
+
+    def read(
+        self, batch: PackedBatch, image_tokens: Tensor | None = None, slots: Tensor | None = None
+    ) -> Tensor:
+        """Outputs for a packed batch, image tokens put into their slots.
+
+        Args:
+            batch: Its tokens, positions and documents are read.
+            image_tokens: [S, E], None where the text stands alone.
+            slots: [S] int64, their flat positions.
+
+        Returns:
+            [T, E]; of a batch without a token one blank row, which keeps every parameter in the graph.
+        """
+        tokens, positions = batch["tokens"], batch["positions"]
+        lengths = [n for n in batch["cu_seqlens"].diff().tolist() if n]
+        if not lengths:
+            tokens, positions, lengths = tokens.new_zeros(1), positions.new_zeros(1), [1]
+        embeddings_TE = self.embed(tokens)
+        if image_tokens is not None and slots is not None:
+            embeddings_TE = embeddings_TE.index_copy(0, slots, image_tokens.to(embeddings_TE.dtype))
+        return self(embeddings_TE, positions, lengths)
 
     def forward(self, embeddings: Tensor, positions: Tensor, lengths: list[int]) -> Tensor:
         """Outputs of the last layer for a packed sequence.

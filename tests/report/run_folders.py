@@ -16,7 +16,7 @@ def config(name: str, seed: int = 17, weight: float = 0.1, **changes: Any) -> di
     return {
         "run_name": name,
         "seed": seed,
-        "loss": {"contrastive_weight": weight, "generation_weight": 1.0},
+        "method": {"name": "lcl", "contrastive_weight": weight, "generation_weight": 1.0},
         "data": {"train": {"local": "data/shapes/train", "shuffle_seed": seed}, "max_tokens": 64},
         "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98]},
         "global_train_batch_size": 32,

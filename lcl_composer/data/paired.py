@@ -1,0 +1,63 @@
+"""Token layout of pairs: a text between its structural tokens, and an image that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lcl_composer.data.batch import IGNORE
+from lcl_composer.data.document import Document, Text
+from lcl_composer.data.interleave import LayoutRules, TokenLayout
+from lcl_composer.data.tokenizer import Tokenizer, structural_ids
+from lcl_composer.errors import DataError
+
+
+@dataclass(frozen=True)
+class Paired:
+    """``<start_of_text>``, the text, ``<end_of_text>``; the image is beside it and takes no slots (OpenCLIP).
+
+    The anchor of the image is ``<end_of_text>``. A text that is too long is cut before it.
+
+    Attributes:
+        tokenizer: Encodes the texts.
+        rules: Of which ``max_tokens`` is read.
+        predicts: Whether each position is to predict the next token; else no position predicts.
+    """
+
+    tokenizer: Tokenizer
+    rules: LayoutRules
+    predicts: bool = False
+
+    def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
+        """Lay out a pair.
+
+        Raises:
+                DataError: If the document is not one image and one text, or the text is empty.
+        """
+        texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
+        if len(document.images) != 1 or len(texts) != 1:
+            raise DataError(
+                f"document {document.id!r}: {len(document.images)} images and {len(texts)} texts, not one of "
+                "each; make pairs of documents with 'lcl convert pairs'"
+            )
+        structural = structural_ids(self.tokenizer)
+        ids = [i for i in self.tokenizer.encode(texts[0]) if i not in structural]
+        if not ids:
+            raise DataError(f"document {document.id!r}: nothing to learn from, its text is empty")
+        room = self.rules.max_tokens - 2
+        tokens = np.array(
+            [self.tokenizer.start_of_text, *ids[:room], self.tokenizer.end_of_text], dtype=np.int64
+        )
+        targets = np.full(len(tokens), IGNORE, dtype=np.int64)
+        if self.predicts:
+            targets[:-1] = tokens[1:]
+        return TokenLayout(
+            tokens=tokens,
+            targets=targets,
+            images=np.zeros(1, dtype=np.int64),
+            image_starts=np.full(1, -1),
+            anchors=np.array([len(tokens) - 1]),
+            cut_tokens=max(0, len(ids) - room),
+            cut_images=0,
+        )
