@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lcl_composer.config.schema import RunConfig, StreamConfig
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import one_line
-from lcl_composer.registry import algorithms, callbacks, evaluators, loggers, optimizers, schedulers
+from lcl_composer.registry import algorithms, callbacks, loggers, optimizers, schedulers
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -57,7 +57,8 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
     yield from _refusals(("optimizer",), optimizers, run.optimizer.spec(), params=_parameters())
     refused = list(_refusals(("scheduler",), schedulers, run.scheduler.spec()))
     yield from refused or _schedule_problems(run)
-    tables = {"algorithms": algorithms, "callbacks": callbacks, "loggers": loggers, "evaluation": evaluators}
+    # Not the evaluations: they open folders that the run may yet make.
+    tables = {"algorithms": algorithms, "callbacks": callbacks, "loggers": loggers}
     for section, table in tables.items():
         for name, parameters in getattr(run, section).items():
             yield from _refusals((section, name), table, {**parameters, "name": name}, log_dir="")

@@ -12,10 +12,11 @@ import torch
 from streaming.base.world import World
 
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.loader import DocumentLoader, build_loader
+from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.sampling import deal_held_out
 from lcl_composer.data.stream import DocumentStream
 from tests.data.conftest import MakeDataset
+from tests.data.loaders import loader_of
 from tests.distributed import run_ranks
 from tests.models.tiny import IMAGE_SIZE, TOKENIZER, TOKENS_PER_IMAGE, tiny_model
 
@@ -28,18 +29,12 @@ def held_out(folder: Path, ranks: int, **changes: Any) -> DocumentLoader:
         "local": str(folder),
         "train": False,
         "shuffle": False,
-        "shuffle_seed": 3,
-        "num_canonical_nodes": 1,
-        "num_workers": 0,
         "tokenizer": TOKENIZER,
         "rules": LayoutRules(tokens_per_image=TOKENS_PER_IMAGE, max_tokens=40),
         "image_size": IMAGE_SIZE,
         "batch_size": GLOBAL_BATCH // ranks,
-        "seed": 5,
-        "max_bad_fraction": 0.01,
-        "pin_memory": False,
     }
-    return cast(DocumentLoader, build_loader(**{**options, **changes}).dataloader)
+    return cast(DocumentLoader, loader_of(**{**options, **changes}).dataloader)
 
 
 @torch.no_grad()
