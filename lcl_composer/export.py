@@ -166,13 +166,14 @@ def _settings_beside(checkpoint: Path) -> dict[str, Any]:
 def _image_side(
     model: ModelConfig, state: dict[str, Tensor], checkpoint: str | Path
 ) -> tuple[Encoder, AttentivePooler | None]:
-    """Encoder and, if there is one, pooler with the checkpoint's weights; nothing else of the run is needed, or built."""
+    """Encoder and, if there is one, pooler with the checkpoint's weights; no more of the run is built."""
     try:
         spec = {key: value for key, value in model.encoder.spec().items() if key != "pretrained"}
         encoder = encoders.build(spec)
         pooler = None
         if model.pooler is not None:
-            embed_dim = len(state["pooler.proj.weight"])
+            language_model = model.language_model.spec() if model.language_model is not None else {}
+            embed_dim = language_model.get("hidden_size", len(state["pooler.proj.weight"]))
             pooler = poolers.build(model.pooler.spec(), width=encoder.width, embed_dim=embed_dim)
         for name, part in (("encoder.", encoder), ("pooler.", pooler)):
             if part is not None:
