@@ -10,7 +10,7 @@ from lcl_composer.data.document import Image, Segment, Text
 
 
 class Assembler:
-    """Puts fixed images and texts in a row; texts that become neighbours are joined with a blank line.
+    """Puts fixed images and texts in a row; texts that become neighbours are joined.
 
     Args:
         name: The document, for naming an image that is left out.
@@ -25,10 +25,10 @@ class Assembler:
         self._images = 0
         self._report = report
 
-    def text(self, text: str) -> None:
-        """Append a text."""
+    def text(self, text: str, joint: str = "\n\n") -> None:
+        """Append a text; ``joint`` goes between it and the text before, if no image does."""
         if self.segments and isinstance(self.segments[-1], Text):
-            self.segments[-1] = Text(f"{self.segments[-1].text}\n\n{text}")
+            self.segments[-1] = Text(f"{self.segments[-1].text}{joint}{text}")
         else:
             self.segments.append(Text(text))
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import unquote, urlsplit
 
 from lcl_composer.convert.assemble import Assembler
 from lcl_composer.convert.encoding import decode_html
 from lcl_composer.convert.files import batched, inside, walk
-from lcl_composer.convert.images import read_file, read_image
+from lcl_composer.convert.images import read_file
 from lcl_composer.convert.long_documents import Interleaved
+from lcl_composer.convert.page_images import ImageReference, is_stand_in
+from lcl_composer.convert.pictures import is_blank, read_picture
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected
 from lcl_composer.convert.text import display_name, speaks
-from lcl_composer.convert.web_page import Heading, ImageReference, page_content, page_language
+from lcl_composer.convert.web_page import Cut, WebPage
 from lcl_composer.data.document import Document
 
-_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+_SUFFIXES = frozenset({".html", ".htm", ".xhtml", ".xht"})
 _PART_PAGES = 200
 
 
@@ -58,32 +60,47 @@ class HTML(Interleaved):
     def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a page."""
         path = self.source / record
-        html = decode_html(read_file(inside(self.source, record)), name, report)
-        if self.language and (language := page_language(html)) and not speaks(language, self.language):
+        page = WebPage(decode_html(read_file(inside(self.source, record)), name, report), name)
+        if self.language and page.language and not speaks(page.language, self.language):
             raise Rejected("another language")
         assembler = Assembler(name, self.max_images, report)
         headings = []
-        for part in page_content(html):
-            if isinstance(part, ImageReference):
-                assembler.image(part.src, lambda src=part.src: self._read(src, path))
+        for part in page.content():
+            if isinstance(part, Cut):
+                report.cut_words[part.reason] += part.words
+                if part.image is not None:
+                    report.cut_image(part.reason, f"{name}: {part.image[:200]}")
+            elif isinstance(part, ImageReference):
+                assembler.image(part.label, lambda image=part: self._read(image, path.parent, page.base))
             else:
-                assembler.text(part)
-                headings += [part] if isinstance(part, Heading) else []
+                assembler.text(part.text, part.joint)
+                headings += [part.text] if part.heading else []
         document = Document(name, f"{self.source.name}/{name}", tuple(assembler.segments))
         yield Converted(document, name, headings=tuple(headings))
 
-    def _read(self, src: str, page: Path) -> bytes:
-        """Return the image that an ``<img src>`` of a page names; a path from ``/`` starts at the source."""
-        try:
-            url = urlsplit(src)
-        except ValueError as error:
-            raise Rejected("src is no URL") from error
-        if url.scheme == "data":
-            raise Rejected("embedded in the page (data:)")
-        if url.scheme or url.netloc:
-            raise Rejected("not a local file")
-        name = unquote(url.path)
-        if not name or "\0" in name:
-            raise Rejected("no src")
-        base = self.source if name.startswith("/") else page.parent
-        return read_image(inside(self.source, name.lstrip("/"), base), self.rules)
+    def _read(self, image: ImageReference, folder: Path, base: str) -> bytes:
+        """Return the first picture that an image of a page in ``folder`` may mean.
+
+        Raises:
+            Rejected: If there is none; for the reason why the likeliest is none.
+        """
+        reasons: list[Rejected] = []
+        for url in (*image.urls, *image.stand_ins):
+            known = bool(image.urls) and url in image.stand_ins
+            try:
+                if known and (url.startswith("data:") or is_stand_in(url)):
+                    raise Rejected("only a placeholder")
+                data = read_picture(_absolute(url, base), self.source, self.rules, folder)
+                if (known or is_stand_in(url)) and is_blank(data):
+                    raise Rejected("only a placeholder")
+                return data
+            except Rejected as reason:
+                reasons.append(reason)
+        raise reasons[0] if reasons else Rejected("no src")
+
+
+def _absolute(url: str, base: str) -> str:
+    """Return a URL seen from a page's ``<base>``; one on another host does not hold for saved pages."""
+    if "//" in base or re.match(r"[a-z]+:|[/\\]", url, re.I):
+        return url
+    return base[: base.replace("\\", "/").rfind("/") + 1] + url

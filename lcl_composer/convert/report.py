@@ -19,7 +19,17 @@ from lcl_composer.data.words import document_words
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
 #: The fields that count by reason or split.
-_COUNTERS = ("kept", "dropped", "dropped_images", "broken", "mended", "passed_over", "split")
+_COUNTERS = (
+    "kept",
+    "dropped",
+    "dropped_images",
+    "cut_words",
+    "cut_images",
+    "broken",
+    "mended",
+    "passed_over",
+    "split",
+)
 #: The fields that are distributions.
 _DISTRIBUTIONS = ("images", "words", "tokens", "similarities")
 
@@ -73,6 +83,8 @@ class ConversionReport:
     kept: Counter[str] = field(default_factory=Counter)  # documents by split
     dropped: Counter[str] = field(default_factory=Counter)  # documents by reason
     dropped_images: Counter[str] = field(default_factory=Counter)  # images by reason
+    cut_words: Counter[str] = field(default_factory=Counter)  # words of pages that are no content, by reason
+    cut_images: Counter[str] = field(default_factory=Counter)  # images of pages that are no content
     broken: Counter[str] = field(default_factory=Counter)  # files that could not be read to their end
     mended: Counter[str] = field(default_factory=Counter)  # kept with a repair or a guess, by what it was
     passed_over: Counter[str] = field(default_factory=Counter)  # files that no document could come of
@@ -140,6 +152,11 @@ class ConversionReport:
         self.dropped_images[reason] += 1
         self._name(reason, name)
 
+    def cut_image(self, reason: str, name: str) -> None:
+        """Count an image that is no content of its page, like one in a menu; ``name`` says which."""
+        self.cut_images[reason] += 1
+        self._name(f"cut as no content: {reason}", name)
+
     def break_file(self, reason: str, name: str) -> None:
         """Count a file that could not be read, or not to its end."""
         self.broken[reason] += 1
@@ -194,6 +211,9 @@ class ConversionReport:
         table.add_row("images kept", f"{self.images.total:,}")
         for reason, count in self.dropped_images.most_common():
             table.add_row(escape("  left out: " + reason), f"{count:,}")
+        for reason in sorted({*self.cut_words, *self.cut_images}):
+            words, images = self.cut_words[reason], self.cut_images[reason]
+            table.add_row(escape("cut from pages: " + reason), f"{words:,} words, {images:,} images")
         for reason, count in self.broken.most_common():
             table.add_row(escape("broken files: " + reason), f"{count:,}")
         for what, count in self.mended.most_common():

@@ -2,108 +2,109 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
-
+from lcl_composer.convert.furniture import Region, no_content
+from lcl_composer.convert.page_images import ImageReference
+from lcl_composer.convert.page_tokens import Edge, PageTokens
 from lcl_composer.convert.text import one_line
-
-# fmt: off
-#: Elements that hold no prose: code, controls, menus, embedded things.
-_SKIPPED = frozenset({
-    "audio", "button", "canvas", "dialog", "embed", "footer", "head", "iframe", "input", "map", "math", "nav",
-    "noscript", "object", "pre", "script", "select", "style", "svg", "template", "textarea", "video",
-})
-_SKIPPED_ROLES = frozenset({
-    "banner", "contentinfo", "dialog", "menu", "menubar", "navigation", "search", "toolbar",
-})
-#: Words of a class name, or whole ids, that say what is not content.
-_SKIPPED_CLASSES = frozenset({
-    "breadcrumb", "breadcrumbs", "cookie", "footer", "headerlink", "menu", "nav", "navbar", "navfooter",
-    "navheader", "navigation", "pagination", "sidebar", "sidenav", "skiplink", "toc", "toctree",
-})
-_INLINE = frozenset({
-    "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "br", "cite", "code", "data", "del", "dfn", "em",
-    "font", "i", "img", "ins", "kbd", "label", "mark", "picture", "q", "s", "samp", "small", "source", "span",
-    "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
-})
-# fmt: on
-_HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+from lcl_composer.convert.xhtml import is_xhtml, xhtml_to_html
 
 
 @dataclass(frozen=True, slots=True)
-class ImageReference:
-    """An ``<img>`` in its place among the text; ``src`` is empty if it names no file."""
+class TextRun:
+    """A piece of text, white space collapsed.
 
-    src: str
-
-
-class Heading(str):
-    """A block of text that is a heading."""
-
-
-def page_content(html: str) -> Iterator[str | ImageReference]:
-    """Yield the page's blocks of text, white space collapsed, and its images, in reading order.
-
-    Left out: navigation, page headers and footers, menus, scripts, styles, forms, code listings, and
-    what is hidden.
+    Attributes:
+        text: The text.
+        joint: What stands between it and the text before it if no image does: a blank line where a block
+            begins, else a space or nothing.
+        heading: It is a heading.
     """
-    body = LexborHTMLParser(html).body
-    words: list[str] = []
-    in_heading = False
-    for event in _walk(body) if body is not None else ():
-        if isinstance(event, str):
-            words.append(event)
-            continue
-        if event is not None and event.tag != "img":
-            in_heading = in_heading or event.tag in _HEADINGS
-            continue  # an inline element changes nothing
-        if text := one_line("".join(words)):
-            yield Heading(text) if in_heading else text
-        words.clear()
-        if event is None:
-            in_heading = False
-        else:
-            yield ImageReference((event.attributes.get("src") or "").strip())
+
+    text: str
+    joint: str = "\n\n"
+    heading: bool = False
 
 
-def page_language(html: str) -> str:
-    """Return the language that the page says it is in (``en-GB``), or an empty string."""
-    root = LexborHTMLParser(html).root
-    return ((root.attributes.get("lang") or root.attributes.get("xml:lang") or "") if root else "").strip()
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Words or an image of the page that are left out as no content; ``image`` names it."""
+
+    reason: str
+    words: int = 0
+    image: str | None = None
 
 
-def _walk(root: LexborNode) -> Iterator[str | LexborNode | None]:
-    """Yield text as it stands, elements as they open, and None at the edges of blocks.
+class WebPage:
+    """A web page.
 
-    With a stack of our own: a page may be nested deeper than Python's.
+    Args:
+        text: The page, decoded.
+        name: Its file name, whose suffix tells XHTML.
+
+    Attributes:
+        language: What it says it is in (``en-GB``), or an empty string.
+        base: What its relative URLs start from, or an empty string.
     """
-    stack: list[LexborNode | None] = [root]
-    while stack:
-        node = stack.pop()
-        if node is None:
-            yield None
-        elif node.is_text_node:
-            yield node.text_content or ""
-        elif node.is_element_node and not _is_skipped(node):
-            if node.tag not in _INLINE:
-                yield None
-                stack.append(None)
-            yield " " if node.tag == "br" else node
-            stack.extend(reversed(list(node.iter(include_text=True))))
+
+    def __init__(self, text: str, name: str) -> None:
+        self._tokens = PageTokens(xhtml_to_html(text) if is_xhtml(text, name) else text)
+        self.language = self._tokens.language
+        self.base = self._tokens.base
+
+    def content(self) -> Iterator[TextRun | ImageReference | Cut]:
+        """Yield texts and images in reading order, and what is left out between them."""
+        run = _Run()
+        for token, words, cut in self._judged():
+            if cut is not None and isinstance(token, ImageReference):
+                yield Cut(cut, image=token.label)
+            elif cut is not None and words:
+                yield Cut(cut, words)
+            elif isinstance(token, str):
+                if cut is None:
+                    run.pieces.append(token)
+            else:
+                yield from run.end(token)
+                if isinstance(token, ImageReference):
+                    yield token
+        yield from run.end(Edge())
+
+    def _judged(self) -> Iterator[tuple[str | ImageReference | Edge, int, str | None]]:
+        """Yield each token, the words in it, and why it is left out, if it is."""
+        page = self._tokens
+        waiting = iter(no_content(page.regions, page.page()))
+        following = next(waiting, None)
+        around: list[Region] = []
+        for index, (token, words) in enumerate(zip(page.row, page.words, strict=True)):
+            while around and around[-1].end <= index:
+                around.pop()
+            while following is not None and following.start <= index:
+                if following.end > index:
+                    around.append(following)
+                following = next(waiting, None)
+            is_image = isinstance(token, ImageReference)
+            yield token, words, next((r.reason for r in around if not (is_image and r.images_stay)), None)
 
 
-def _is_skipped(node: LexborNode) -> bool:
-    tag, attributes = node.tag, node.attributes
-    if tag in _SKIPPED or (attributes.get("role") or "") in _SKIPPED_ROLES:
-        return True
-    if "hidden" in attributes or attributes.get("aria-hidden") == "true":
-        return True
-    if tag == "header":  # an article's header is its title, a page's its menu
-        return node.parent is not None and node.parent.tag == "body"
-    if tag in ("body", "article", "main", "html"):
-        return False  # their classes speak of the layout around them
-    names = set(re.split(r"[\s_-]+", (attributes.get("class") or "").lower()))
-    return bool(names & _SKIPPED_CLASSES) or (attributes.get("id") or "").lower() in _SKIPPED_CLASSES
+class _Run:
+    """Gathers pieces of text up to the next image or edge of a block."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self._joint = "\n\n"
+        self._heading = False
+
+    def end(self, token: Edge | ImageReference) -> Iterator[TextRun]:
+        """Yield the text that ends where ``token`` stands, if there is any."""
+        whole = "".join(self.pieces)
+        self.pieces.clear()
+        if text := one_line(whole):
+            joint = " " if not self._joint and whole[0].isspace() else self._joint
+            yield TextRun(text, joint, self._heading)
+            self._joint = " " if whole[-1].isspace() else ""
+        elif whole and not self._joint:
+            self._joint = " "
+        if isinstance(token, Edge):
+            self._joint, self._heading = "\n\n", token.heading

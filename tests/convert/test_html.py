@@ -109,7 +109,7 @@ BAD_IMAGES = {
     "https://example.org/a.png": "not a local file",
     "//example.org/a.png": "not a local file",
     "http://[broken/a.png": "src is no URL",
-    "data:image/png;base64,AAAA": "embedded in the page (data:)",
+    "data:image/png;base64,AAAA": "not a known image format",
     "": "no src",
     "page.png": "not a known image format",
     "empty.png": "file empty",
@@ -219,7 +219,7 @@ def test_a_killed_conversion_leaves_no_output_and_the_next_one_works(tree, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lcl_composer.convert.html.page_content", die)
+        patch.setattr("lcl_composer.convert.html.WebPage", die)
         with pytest.raises(KeyboardInterrupt):
             run(HTML(source), str(tmp_path / "out"), progress=False)
     assert not (tmp_path / "out").exists()

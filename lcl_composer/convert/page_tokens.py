@@ -1,0 +1,239 @@
+"""A web page as one row of tokens in reading order: pieces of text, images, edges of blocks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from lcl_composer.convert.furniture import Page, Place, Proof, Region, region_of
+from lcl_composer.convert.page_images import IMAGE_TAGS, ImageReference, image_reference, without_copy
+from lcl_composer.data.words import count_words
+
+# fmt: off
+#: Elements that stand on lines of their own; every other one, known or not, runs on in its line.
+_BLOCKS = frozenset({
+    "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog",
+    "dir", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "frameset", "h1",
+    "h2", "h3", "h4", "h5", "h6", "header", "hgroup", "hr", "html", "legend", "li", "listing", "main",
+    "menu", "nav", "ol", "p", "pre", "search", "section", "summary", "table", "tbody", "td", "tfoot",
+    "th", "thead", "tr", "ul", "xmp",
+})
+#: Elements whose text is not for readers, or not shown where the element works.
+_UNREAD = frozenset({
+    "applet", "area", "audio", "canvas", "head", "iframe", "link", "meta", "noembed", "noframes", "param",
+    "script", "style", "template", "title",
+})
+_SECTIONS = frozenset({"article", "aside", "blockquote", "figure", "main", "nav", "section"})
+#: Elements that end by themselves, or have no end.
+_ENDLESS = frozenset({
+    "a", "area", "base", "br", "col", "colgroup", "dd", "dt", "embed", "hr", "img", "input", "li", "link",
+    "meta", "option", "p", "param", "source", "tbody", "td", "tfoot", "th", "thead", "tr", "track", "wbr",
+})
+# fmt: on
+#: Elements that say nothing unless an attribute does.
+_PLAIN = frozenset(
+    {
+        "b",
+        "br",
+        "code",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "em",
+        "i",
+        "li",
+        "ol",
+        "p",
+        "small",
+        "span",
+        "strong",
+        "sub",
+        "sup",
+        "table",
+        "tbody",
+        "td",
+        "th",
+        "thead",
+        "tr",
+        "tt",
+        "u",
+        "ul",
+    }
+)  # fmt: skip
+_HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+#: Deeper elements are read as if they stood side by side, as in Chromium.
+_MAX_DEPTH = 512
+_FEW_TAGS = 8192
+_TAG = re.compile(r"<(/?)([a-z][\w:-]*)[^<>]*>", re.I)
+#: Soft hyphens, zero-width spaces, word joiners and byte-order marks: marks for breaking lines, no text.
+_INVISIBLE = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")
+_IMAGE_LINK = re.compile(r"\.(jpe?g|png|gif|webp|svg|avif)($|[?#])", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where a block begins or ends, and whether a heading begins here."""
+
+    heading: bool = False
+
+
+Token = str | ImageReference | Edge
+
+_EDGE = Edge()
+
+
+class PageTokens:
+    """What stands on a page, and what of it may be no content.
+
+    Args:
+        html: The page.
+
+    Attributes:
+        language: What the page says it is in (``en-GB``), or an empty string.
+        base: What relative URLs start from, or an empty string.
+        row: The tokens in reading order.
+        words: The words in each of them.
+        regions: Parts that may be no content, in the order in which they begin.
+    """
+
+    def __init__(self, html: str) -> None:
+        parser = LexborHTMLParser(_flattened(html))
+        root, base = parser.root, parser.css_first("base[href]")
+        attributes = root.attributes if root is not None else {}
+        self.language = (attributes.get("lang") or attributes.get("xml:lang") or "").strip()
+        self.base = ((base.attributes.get("href") or "") if base is not None else "").strip()
+        self.row: list[Token] = []
+        self.words: list[int] = []
+        self.regions: list[Region] = []
+        self._prose: list[int] = []
+        self._images: list[int] = []
+        self._mains: list[int] = []
+        self._titles: list[int] = []
+        self._inside: Counter[str] = Counter()
+        if parser.body is not None:
+            self._read(parser.body)
+
+    def page(self) -> Page:
+        """Return what is needed to judge the regions."""
+        edges = [i for i, token in enumerate(self.row) if isinstance(token, Edge)]
+        prose, images = (list(accumulate(values, initial=0)) for values in (self._prose, self._images))
+        return Page(prose, images, edges, self._mains, self._titles)
+
+    def _read(self, root: LexborNode) -> None:
+        """Read a tree with a stack of our own: a page may be nested deeper than Python's."""
+        stack: list[LexborNode | Region | Edge | str] = [root]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, str):
+                self._inside[item] -= 1
+            elif isinstance(item, Edge):
+                self._add(item)
+            elif isinstance(item, Region):
+                item.end = len(self.row)
+            elif item.is_text_node:
+                self._text(item.text_content or "")
+            elif item.is_element_node and not _is_unread(item):
+                stack.extend(self._enter(item))
+                if not self._image(item):
+                    stack.extend(reversed(list(item.iter(include_text=True))))
+
+    def _enter(self, node: LexborNode) -> list[Region | Edge | str]:
+        """Note that an element begins; return what is to be done at its end, last thing first."""
+        tag, attributes = node.tag or "", node.attributes
+        leave: list[Region | Edge | str] = []
+        if tag in _BLOCKS:
+            self._add(Edge(tag in _HEADINGS))
+            leave.append(_EDGE)
+        elif tag == "br":
+            self._add(" ")
+        if not attributes and tag in _PLAIN:
+            return leave
+        inside = self._inside
+        place = Place(inside["main"] > 0, inside["section"] > 0, inside["quote"] > 0)
+        region = None if inside["pre"] else region_of(tag, attributes, node, place)
+        if region is not None:
+            region.start = len(self.row)
+            self.regions.append(region)
+            leave.append(region)
+        is_main = tag in ("main", "article") or attributes.get("role") in ("main", "article")
+        if is_main:
+            self._mains.append(len(self.row))
+        elif tag == "h1":
+            self._titles.append(len(self.row))
+        for name, holds in (
+            ("main", is_main),
+            ("section", is_main or tag in _SECTIONS),
+            ("quote", tag in ("blockquote", "figure")),
+            ("link", tag == "a" and not _IMAGE_LINK.search(attributes.get("href") or "")),
+            ("noscript", tag == "noscript"),
+            ("pre", tag == "pre"),
+            ("unread", region is not None and region.proof is Proof.ELEMENT),
+        ):
+            if holds:
+                inside[name] += 1
+                leave.append(name)
+        return leave
+
+    def _text(self, text: str) -> None:
+        if not text.isascii():
+            text = text.translate(_INVISIBLE)
+        self._add(text, count_words(text))
+
+    def _image(self, node: LexborNode) -> bool:
+        """Add the image that an element shows; say whether nothing else is in the element."""
+        if node.tag not in IMAGE_TAGS:
+            return False
+        image = image_reference(node)
+        if image is None:
+            return node.tag in ("embed", "video")
+        if self._inside["noscript"]:
+            image = replace(image, copy=True)
+        before = next((i for i in reversed(range(len(self.row))) if not _is_gap(self.row[i])), None)
+        last = self.row[before] if before is not None else None
+        if before is not None and isinstance(last, ImageReference) and (one := without_copy(last, image)):
+            self.row[before] = one
+        else:
+            self._add(image)
+        return True
+
+    def _add(self, token: Token, words: int = 0) -> None:
+        read = not self._inside["unread"]
+        self.row.append(token)
+        self.words.append(words)
+        self._prose.append(words if read and not self._inside["link"] else 0)
+        self._images.append(int(isinstance(token, ImageReference) and read and not self._inside["link"]))
+
+
+def _is_gap(token: Token) -> bool:
+    return isinstance(token, Edge) or (isinstance(token, str) and not token.strip())
+
+
+def _is_unread(node: LexborNode) -> bool:
+    """Say whether an element holds nothing for readers, like the sign that links to its own heading."""
+    if node.tag != "a" or not (node.attributes.get("href") or "").startswith("#"):
+        return node.tag in _UNREAD
+    return not any(map(str.isalnum, node.text())) and node.css_first("img, picture, svg") is None
+
+
+def _flattened(html: str) -> str:
+    """Return a page whose elements are nested less deeply: a parser's time grows with depth times length."""
+    if html.count("<") < _FEW_TAGS:
+        return html
+    depth = 0
+
+    def flatten(found: re.Match[str]) -> str:
+        nonlocal depth
+        tag = found[2].lower()
+        if tag in _ENDLESS:
+            return found[0]
+        depth = max(0, depth + (-1 if found[1] else 1))
+        if depth + bool(found[1]) <= _MAX_DEPTH:
+            return found[0]
+        return "<hr>" if tag in _BLOCKS else ""
+
+    return _TAG.sub(flatten, html)

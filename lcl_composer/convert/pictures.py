@@ -1,0 +1,114 @@
+"""From what a page or a table calls an image to its bytes.
+
+:func:`read_picture` is the one way from a reference to a picture: an ``src`` or ``href`` of a page, a cell of
+a table, a path in a download list. What a reference may mean beyond one file (lazy loading, ``srcset``) is
+``page_images``'s business.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from lcl_composer.convert.files import inside
+from lcl_composer.convert.images import FORMATS, ImageRules, Rejected, accept_image, read_image
+
+_URL_BREAKS = re.compile(r"[\t\r\n]")
+#: A picture whose brightness, colour by colour, differs by no more than this shows nothing.
+_BLANK_RANGE = 8
+
+
+def read_picture(reference: str, root: Path, rules: ImageRules, folder: Path | None = None) -> bytes:
+    """Return the image that a reference means.
+
+    Args:
+        reference: A relative URL, a path, or a ``data:`` URL. Of a path, the file with that very name and its
+            query string comes before the one without, percent signs are decoded or not, backslashes are
+            slashes, and accents may be composed or not.
+        root: No image outside this folder is read; a path from ``/`` starts here, or else in the sub-folder
+            of it that holds ``folder``.
+        rules: What the image must be like.
+        folder: Where relative paths start; ``root`` by default.
+
+    Raises:
+        Rejected: If it means no such image, or one the rules refuse.
+    """
+    reference = _URL_BREAKS.sub("", reference.strip())
+    try:
+        url = urlsplit(reference)
+    except ValueError as error:
+        raise Rejected("src is no URL") from error
+    if url.scheme == "data":
+        return accept_image(_embedded(reference), rules)
+    if url.scheme or url.netloc:
+        raise Rejected("not a local file")
+    if not url.path or "\0" in reference:
+        raise Rejected("no src")
+    paths = [inside(root, name, base) for base in _bases(url.path, root, folder) for name in _names(url)]
+    return read_image(next(filter(os.path.isfile, paths), paths[0]), rules)
+
+
+def is_blank(data: bytes) -> bool:
+    """Say whether an image is of one colour, like the placeholders of pages that load their images late."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            small = np.asarray(image.convert("RGBA").reduce(max(1, min(image.size) // 64)))
+    except Exception:  # a broken file makes Pillow raise nearly anything; others judge that
+        return False
+    if small[..., 3].max() <= _BLANK_RANGE:
+        return True  # transparent all over
+    return bool((np.ptp(small, axis=(0, 1)) <= _BLANK_RANGE).all())
+
+
+def _names(url: SplitResult) -> Iterator[str]:
+    """Yield the file names that a reference may stand for, likeliest first."""
+    query = f"?{url.query}" if url.query else ""
+    fragment = f"#{url.fragment}" if url.fragment else ""
+    seen: set[str] = set()
+    for path in (
+        os.fsdecode(unquote_to_bytes(url.path)) + query,
+        url.path + query + fragment,
+        os.fsdecode(unquote_to_bytes(url.path)),
+        url.path,
+    ):
+        slashes = path.replace("\\", "/").lstrip("/")
+        for name in (slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)):
+            if name and name not in seen:
+                seen.add(name)
+                yield name
+
+
+def _bases(path: str, root: Path, folder: Path | None) -> Iterator[Path]:
+    if folder is None or not path.startswith(("/", "\\")):
+        yield folder or root
+        return
+    yield root
+    first = folder.relative_to(root).parts[:1] if folder.is_relative_to(root) else ()
+    if first:  # wget and others save each site in a folder of its own
+        yield root / first[0]
+
+
+def _embedded(reference: str) -> bytes:
+    """Return the bytes in a ``data:`` URL."""
+    head, comma, body = reference.partition(",")
+    if not comma:
+        raise Rejected("data: URL without data")
+    if "image/svg" in head.lower():
+        raise Rejected("vector graphics (SVG)")
+    data = unquote_to_bytes(body)
+    if not head.lower().rstrip().endswith(";base64"):
+        return data
+    try:
+        return base64.b64decode(data + b"=" * (-len(data) % 4))
+    except (binascii.Error, ValueError) as error:
+        raise Rejected("data: URL cut off") from error
