@@ -37,7 +37,7 @@ _APPLIED = {
     r"data\.train\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)": "the same data",
     r"data\.train\.(streams\.[^.]+\.)?(local|remote|split)": "the same documents lie there",
     r"tokenizer\.path": "the same tokenizer lies there",
-    r"(loss|method)\.backend|model\.\w+\.gradient_checkpointing": "the same numbers, up to rounding",
+    r"method\.backend|model\.\w+\.gradient_checkpointing": "the same numbers, up to rounding",
     r"model\..*(drop|dropout|drop_rate|pdrop|drop_path_rate)": "from the next batch on",
     r"precision": "from the next batch on",
     r"data\.max_bad_fraction|save_\w+|autoresume|progress_bar|log_to_console": "from here on",
@@ -47,7 +47,7 @@ _APPLIED = {
 _REFUSED = {
     r"model\..*": "another architecture",
     r"tokenizer\..*": "another tokenizer",
-    r"(loss|method)\..*": "another method",
+    r"method\..*": "another method",
     r"data\.train\..*": "another order of documents",
     r"data\..*": "another data layout",
     r"optimizer\..*": "another optimizer",

@@ -106,7 +106,11 @@ def test_what_a_run_takes_in_its_middle(changed: dict[str, Any], key: str):
         ({"data__train__epoch_size": 16}, "another order of documents"),
         ({"optimizer": {"name": "sgd", "lr": 1.0}}, "another optimizer"),
         ({"load_path": "x.pt"}, r"another start \(load_path is null there and x\.pt here\)"),
-        ({"loss__contrastive_weight": 1.0}, "another method"),
+        (
+            {"method": {"name": "lcl", "contrastive_weight": 1.0}},
+            r"another method \(method\.contrastive_weight",
+        ),
+        ({"method": {"name": "lcl", "contrastive": "sigmoid"}}, r"another method \(method\.contrastive is"),
     ],
 )
 def test_what_a_run_cannot_take_is_refused_in_a_line(changed: dict[str, Any], message: str):
@@ -139,7 +143,7 @@ def test_every_setting_has_a_word():
 
 
 _SECTIONS = {
-    *("model", "loss", "method", "data", "optimizer", "scheduler", "tokenizer"),
+    *("model", "method", "data", "optimizer", "scheduler", "tokenizer"),
     *("algorithms", "callbacks", "loggers", "evaluation"),
 }
 
