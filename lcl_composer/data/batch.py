@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ class PackedBatch(TypedDict):
     """What the collator yields and the model takes.
 
     D documents, T tokens, I images. ``tokens`` stands first: Composer asks the first value of a dict
-    batch for its length. Tensors only but for ``ids``, so that Composer's device transfer and deep copy
-    work on it unchanged.
+    batch for its length. Composer's device transfer and deep copy work on tensors and lists unchanged. What
+    the model would have to ask the device for, counts and places, comes along: as lists, which stay on the
+    host, and as indices.
     """
 
     tokens: Tensor  # [T] int64; LM inputs, image slots hold <img_placehold>
@@ -27,11 +28,29 @@ class PackedBatch(TypedDict):
     image_starts: Tensor  # [I] int64; flat position of the image's first slot, -1: no loss sees its slots
     anchors: Tensor  # [I] int64; flat position of its <start_of_img>, -1: takes no part in L_con
     images_per_document: Tensor  # [D] int64; sums to I
+    lengths: list[int]  # [D] tokens of each document; a bad one has 0
+    predicting: Tensor  # [N] int64; positions whose target is not IGNORE
+    paired: Tensor  # [P] int64; numbers of the images with an anchor
+    read: Tensor  # [R] int64; numbers of the images with slots
     totals: dict[str, Tensor]  # 0-dim int64; counts of the device batch (not microbatch), see count_totals
     ids: list[str]  # [D] document ids
 
 
-def count_totals(targets: Tensor, anchors: Tensor, image_starts: Tensor, documents: int) -> dict[str, Tensor]:
+class Places(NamedTuple):
+    """Indices of what the losses read, as in :class:`PackedBatch`."""
+
+    predicting: Tensor
+    paired: Tensor
+    read: Tensor
+
+
+def find_places(targets: Tensor, anchors: Tensor, image_starts: Tensor) -> Places:
+    """Find them on the host, where it costs no wait for a device."""
+    found = (targets != IGNORE, anchors >= 0, image_starts >= 0)
+    return Places(*(mask.nonzero().squeeze(1) for mask in found))
+
+
+def count_totals(places: Places, images: int, documents: int) -> dict[str, Tensor]:
     """Return what losses are averaged over, each 0-dim int64.
 
     ``documents``; ``targets``, positions that predict; ``images``, those encoded; ``pairs``, those that are
@@ -39,9 +58,9 @@ def count_totals(targets: Tensor, anchors: Tensor, image_starts: Tensor, documen
     """
     counts = {
         "documents": documents,
-        "targets": int((targets != IGNORE).sum()),
-        "images": len(anchors),
-        "pairs": int((anchors >= 0).sum()),
-        "read_images": int((image_starts >= 0).sum()),
+        "targets": len(places.predicting),
+        "images": images,
+        "pairs": len(places.paired),
+        "read_images": len(places.read),
     }
     return {name: torch.tensor(count) for name, count in counts.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcl_composer.data.batch import PackedBatch, count_totals
+from lcl_composer.data.batch import PackedBatch, count_totals, find_places
 from lcl_composer.data.interleave import TokenLayout
 
 
@@ -64,6 +64,7 @@ def collate(samples: Sequence[Sample]) -> PackedBatch:
     anchors = _flat([_shift(s["anchors"], start) for s, start in zip(samples, cu_seqlens, strict=False)])
     starts = [_shift(s["image_starts"], start) for s, start in zip(samples, cu_seqlens, strict=False)]
     image_starts = _flat(starts)
+    places = find_places(targets, anchors, image_starts)
     return PackedBatch(
         tokens=_flat([s["tokens"] for s in samples]),
         targets=targets,
@@ -73,7 +74,9 @@ def collate(samples: Sequence[Sample]) -> PackedBatch:
         image_starts=image_starts,
         anchors=anchors,
         images_per_document=torch.tensor([len(s["pixel_values"]) for s in samples], dtype=torch.int64),
-        totals=count_totals(targets, anchors, image_starts, len(samples)),
+        lengths=lengths,
+        **places._asdict(),
+        totals=count_totals(places, len(anchors), len(samples)),
         ids=[s["id"] for s in samples],
     )
 
@@ -116,15 +119,20 @@ def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
     images_before = batch["images_per_document"].cumsum(0)
     image_start = int(images_before[first - 1]) if first else 0
     images = slice(image_start, int(images_before[last - 1]))
+    targets = batch["targets"][start:stop].clone()
+    image_starts = _shift_tensor(batch["image_starts"][images], -start)
+    anchors = _shift_tensor(batch["anchors"][images], -start)
     return PackedBatch(
         tokens=batch["tokens"][start:stop].clone(),
-        targets=batch["targets"][start:stop].clone(),
+        targets=targets,
         positions=batch["positions"][start:stop].clone(),
         cu_seqlens=batch["cu_seqlens"][first : last + 1] - start,
         pixel_values=batch["pixel_values"][images].clone(),
-        image_starts=_shift_tensor(batch["image_starts"][images], -start),
-        anchors=_shift_tensor(batch["anchors"][images], -start),
+        image_starts=image_starts,
+        anchors=anchors,
         images_per_document=batch["images_per_document"][first:last].clone(),
+        lengths=batch["lengths"][first:last],
+        **find_places(targets, anchors, image_starts)._asdict(),
         totals=batch["totals"],
         ids=batch["ids"][first:last],
     )

@@ -145,7 +145,8 @@ def _sweep(
     losses = hidden.new_zeros(hidden.shape[0], dtype=weight.dtype)
     buffer = weight.new_empty(min(CHUNK, hidden.shape[0]), weight.shape[0])
     kept = targets != settings.ignore_index
-    if row_weights is not None or not kept.all():  # otherwise a pass over the logits is saved
+    # Where all are kept a pass over the logits is saved; a GPU would have to be waited for to know.
+    if row_weights is not None or hidden.device.type != "cpu" or not kept.all():
         row_weights = kept.to(weight.dtype) if row_weights is None else row_weights * kept
     with exact_half_products(settings.dtype):
         for start in range(0, hidden.shape[0], CHUNK):

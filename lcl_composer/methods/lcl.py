@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lcl_composer.data.batch import IGNORE, PackedBatch
+from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.losses import generation_loss
@@ -101,30 +101,28 @@ class LCL(Method):
             outputs at their ``<start_of_img>`` after norm and projection; ``hidden`` [N, E] LM outputs at the
             N positions that predict, after norm; ``targets`` [N] int64. Features are not normalised.
         """
-        anchored = batch["anchors"] >= 0
-        latents_PE, image_tokens_SE, slots = self._images(batch, anchored)
+        latents_PE, image_tokens_SE, slots = self._images(batch)
         outputs_TE = self.language_model.read(batch, image_tokens_SE, slots)
-        predicting = (batch["targets"] != IGNORE).nonzero().squeeze(1)
-        context_PE = self.context_proj(self.context_norm(outputs_TE[batch["anchors"][anchored]]))
+        contexts = batch["anchors"].index_select(0, batch["paired"])
+        context_PE = self.context_proj(self.context_norm(outputs_TE.index_select(0, contexts)))
         return {
             "image_features": latents_PE,
             "context_features": context_PE,
-            "hidden": self.generation_norm(outputs_TE[predicting]),
-            "targets": batch["targets"][predicting],
+            "hidden": self.generation_norm(outputs_TE.index_select(0, batch["predicting"])),
+            "targets": batch["targets"].index_select(0, batch["predicting"]),
         }
 
-    def _images(self, batch: PackedBatch, anchored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _images(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [P, E] of anchored images, tokens [S, E] of images the LM reads, their flat slots [S]."""
-        starts = batch["image_starts"]
+        starts, paired, read = batch["image_starts"], batch["paired"], batch["read"]
         tokens_IKW = self.patch_tokens(batch)
         values_IKE = self.pooler.values(tokens_IKW)
-        latents_PE = self.pooler.pool(tokens_IKW[anchored], values_IKE[anchored])
-        read = starts >= 0
-        image_tokens_SE = self.pooler.proj(values_IKE[read]).flatten(0, 1)
+        latents_PE = self.pooler.pool(tokens_IKW.index_select(0, paired), values_IKE.index_select(0, paired))
+        image_tokens_SE = self.pooler.proj(values_IKE.index_select(0, read)).flatten(0, 1)
         kept_IK = self.kept_patches
         if kept_IK is None:
             kept_IK = torch.arange(tokens_IKW.shape[1], device=starts.device).expand(len(starts), -1)
-        slots = starts[read, None] + kept_IK[: len(starts)][read]
+        slots = starts.index_select(0, read)[:, None] + kept_IK[: len(starts)].index_select(0, read)
         return latents_PE, image_tokens_SE, slots.flatten()
 
     def _generation(self, hidden_NE: Tensor, targets_N: Tensor, total: Tensor) -> Tensor:
@@ -139,12 +137,11 @@ class LCL(Method):
         The heads are the vocabulary's matrix a target and the projection of the context an anchored image.
         The contrastive logits, under a hundredth of the rest, are left out.
         """
-        targets = int((batch["targets"] != IGNORE).sum())
-        anchored = int((batch["anchors"] >= 0).sum())
-        heads = targets * self.generation_head.weight.numel() + anchored * self.context_proj.weight.numel()
+        targets, paired = len(batch["predicting"]), len(batch["paired"])
+        heads = targets * self.generation_head.weight.numel() + paired * self.context_proj.weight.numel()
         return {
             **super().forward_flops(batch),
             "pooler": pooler_flops(self.pooler, self.encoder.tokens_per_image, batch),
-            "language_model": language_model_flops(self.language_model, batch["cu_seqlens"].diff()),
+            "language_model": language_model_flops(self.language_model, torch.tensor(batch["lengths"])),
             "heads": 2 * heads,
         }

@@ -49,8 +49,8 @@ def pooler_flops(pooler: AttentivePooler, tokens: int, batch: PackedBatch) -> in
     values = 2 * tokens * width * embed_dim
     latent = 2 * tokens * (width * pooler.num_heads + embed_dim) + 2 * embed_dim**2
     slots = 2 * tokens * embed_dim**2
-    anchored, read = int((batch["anchors"] >= 0).sum()), int((batch["image_starts"] >= 0).sum())
-    return len(batch["pixel_values"]) * values + anchored * latent + read * slots
+    paired, read = len(batch["paired"]), len(batch["read"])
+    return len(batch["pixel_values"]) * values + paired * latent + read * slots
 
 
 def language_model_flops(language_model: TransformersLM, lengths: Tensor) -> int:

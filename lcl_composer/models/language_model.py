@@ -99,7 +99,7 @@ class TransformersLM(nn.Module):
             [T, E]; of a batch without a token one blank row, which keeps every parameter in the graph.
         """
         tokens, positions = batch["tokens"], batch["positions"]
-        lengths = [n for n in batch["cu_seqlens"].diff().tolist() if n]
+        lengths = [n for n in batch["lengths"] if n]
         if not lengths:
             tokens, positions, lengths = tokens.new_zeros(1), positions.new_zeros(1), [1]
         embeddings_TE = self.embed(tokens)

@@ -134,3 +134,18 @@ def test_dtypes():
     assert {count.dtype for count in batch["totals"].values()} == {torch.int64}
     assert batch["cu_seqlens"].dtype == torch.int32
     assert batch["pixel_values"].dtype == torch.uint8
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([*KINDS, "bad"]), min_size=1, max_size=6), st.integers(1, 6))
+def test_indices_and_lengths_are_those_of_the_batch(kinds: list[str], size: int):
+    """Of whole batches and of microbatches: the model asks the device for none of it."""
+    whole = collate([sample(kind, i) for i, kind in enumerate(kinds)])
+    for part in [whole, *split_batch(whole, size)]:
+        assert part["lengths"] == part["cu_seqlens"].diff().tolist()
+        for name, chosen in (
+            ("predicting", part["targets"] != IGNORE),
+            ("paired", part["anchors"] >= 0),
+            ("read", part["image_starts"] >= 0),
+        ):
+            assert part[name].tolist() == [i for i, wanted in enumerate(chosen.tolist()) if wanted]

@@ -12,6 +12,7 @@ import pytest
 from streaming import CSVWriter, MDSWriter, StreamingDataset
 from streaming.base.partition import get_partitions
 from streaming.base.world import World
+from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document, Image, Text
@@ -52,7 +53,7 @@ def digest(batch: PackedBatch) -> tuple[tuple[str, ...], str]:
     content = hashlib.sha256()
     for key, value in batch.items():
         if key != "ids":
-            content.update(cast(Any, value).numpy().tobytes())
+            content.update(value.numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
     return tuple(batch["ids"]), content.hexdigest()
 
 
