@@ -7,6 +7,7 @@ needs, *block mask* what flex attention needs, *window* the same under a sliding
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import re
 import sys
@@ -84,9 +85,12 @@ def measure(name: str, tokens: int) -> tuple[float, float]:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    options = parser.parse_args()
     print("| tokens | documents of 60 to 400 | what | ms | MiB |\n|---|---|---|---|---|")
     torch.set_num_threads(1)
-    for tokens in TOKENS:
+    for tokens in options.tokens:
         for name in (name for name, (_, most) in WAYS.items() if tokens <= most):
             milliseconds, mebibytes = measure(name, tokens)
             count = len(draw_lengths(tokens))
