@@ -131,11 +131,18 @@ class Method(ComposerModel):
         A batch without images runs a blank one of which nothing is kept: every rank must put every parameter
         into its graph, or DDP and FSDP stop.
         """
+        return self._encode(batch, self.encoder)
+
+    def class_tokens(self, batch: PackedBatch) -> Tensor:
+        """Class tokens [I, W] of a batch's images, in the same way."""
+        return self._encode(batch, self.encoder.class_tokens)
+
+    def _encode(self, batch: PackedBatch, encode: Callable[[Tensor], Tensor]) -> Tensor:
         pixels = batch["pixel_values"]
         if len(pixels):
-            return self.encoder(pixels)
+            return encode(pixels)
         side = self.encoder.image_size
-        return self.encoder(pixels.new_zeros(1, 3, side, side))[:0]
+        return encode(pixels.new_zeros(1, 3, side, side))[:0]
 
     def global_totals(self, batch: PackedBatch) -> dict[str, Tensor]:
         """The batch's counts over all ranks, int64 and 0-dim."""

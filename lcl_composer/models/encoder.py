@@ -53,6 +53,16 @@ class Encoder(nn.Module):
         """Patch tokens: [I, 3, H, W] uint8 or normalised float -> [I, K, width]."""
         return self.tokens_of(self.backbone, self.normalize(pixel_values))
 
+    def check_class_token(self) -> None:
+        """Raise ConfigError if the encoder has no class token."""
+        raise ConfigError(
+            f"model.encoder: {type(self).__name__} gives no class token; set model.pooler instead"
+        )
+
+    def class_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Class token after the final norm: [I, 3, H, W] uint8 or normalised float -> [I, width]."""
+        raise TypeError(f"{type(self).__name__} has no class_tokens() method")
+
     def _inspect(self, twin: nn.Module) -> None:
         """Read the shape of the tokens off a twin of the backbone on the meta device.
 
@@ -105,6 +115,18 @@ class TimmEncoder(Encoder):
             channels_first = features.shape[1] == backbone.num_features
             return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
         return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+
+    def check_class_token(self) -> None:
+        """Raise ConfigError if the backbone has no class token."""
+        if not getattr(self.backbone, "has_class_token", False):
+            raise ConfigError(
+                f"model.encoder: timm's {type(self.backbone).__name__} has no class token here; "
+                "set model.pooler instead"
+            )
+
+    def class_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Class token after the final norm: [I, 3, H, W] uint8 or normalised float -> [I, width]."""
+        return self.backbone.forward_features(self.normalize(pixel_values))[:, 0]
 
 
 def _create_timm(model_name: str, image_size: int, pretrained: bool, model_args: dict[str, Any]) -> Any:
