@@ -117,4 +117,5 @@ class Splitter:
         return sum(self._count(segment.text) for segment in segments if isinstance(segment, Text))
 
     def _count(self, text: str) -> int:
-        return sum(token not in self._structural for token in self._tokenizer.encode(text))
+        ids = self._tokenizer.encode(text)
+        return len(ids) - sum(map(ids.count, self._structural))

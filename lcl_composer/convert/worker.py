@@ -19,7 +19,7 @@ from lcl_composer.convert.text import valid_text
 from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import WorkFolder
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.words import document_words
+from lcl_composer.data.words import has_words
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import LCLError, one_line
 
@@ -127,7 +127,7 @@ def _problem(document: Document, min_words: int) -> str | None:
         return "no image"
     if sum(len(image.data) for image in document.images) > _MAX_IMAGE_BYTES:
         return f"over {_MAX_IMAGE_BYTES >> 20} MiB of images"
-    if document_words(document) < min_words:
+    if not has_words(document, min_words):
         return f"under {min_words} words"
     return None
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from lcl_composer.data.document import Document, Image
 from lcl_composer.data.sources import ShardSet
-from lcl_composer.data.words import document_words
+from lcl_composer.data.words import has_words
 
 
 def filter_document(document: Document, source: ShardSet) -> Document | None:
     """Return what a source takes of a document, or None if it passes it over."""
-    words = document_words(document) if source.min_words else 0
     images = [i for i, s in enumerate(document.segments) if isinstance(s, Image)]
-    if len(images) < source.min_images or words < source.min_words:
+    if len(images) < source.min_images or not has_words(document, source.min_words):
         return None
     if source.max_images is None or len(images) <= source.max_images:
         return document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.words import count_words, document_words
+from lcl_composer.data.words import count_words, document_words, has_words
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,9 @@ def test_words_of_a_text(text, words):
 def test_words_of_a_document_are_those_of_its_texts():
     document = Document("d", "s", (Text("two words"), Image(b"x"), Text("鱼")))
     assert document_words(document) == 3
+
+
+@pytest.mark.parametrize(("least", "has"), [(0, True), (1, True), (5, True), (6, False)])
+def test_at_least_so_many_words_in_all_texts_together(least, has):
+    document = Document("d", "here", (Text("one two"), Image(b"x"), Text("three, four. five")))
+    assert has_words(document, least) is has
