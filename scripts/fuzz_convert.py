@@ -5,8 +5,8 @@
 An input is a source with one file damaged: bits flipped, cut off, bytes spliced in from it or another file of
 the source, a stretch repeated, dropped or zeroed. A conversion must end within ten seconds, in a report or in
 an error of one line; where fewer documents come out than of the whole source, the report must count something
-as dropped, left out, mended, broken or passed over. Number and seed give an input again: ``--inputs 1
---first N``.
+as dropped, left out, mended, broken or passed over. A row cut out of a CSV or JSON leaves no trace, so losses
+from those that became shorter are allowed. Number and seed give an input again: ``--inputs 1 --first N``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from scripts.fuzz_samples import Sample, own_samples, published_samples  # noqa:
 
 #: Seconds that a conversion of these few files may take.
 LIMIT = 10.0
+#: Lists of records as text: a record cut out of one leaves no trace.
+_LISTS = frozenset({".csv", ".json", ".jsonl"})
 _COUNTS = ("dropped", "dropped_images", "broken", "mended", "passed_over")
 
 
@@ -73,7 +75,11 @@ def run(sample: Sample, whole: int, number: int, seed: int, scratch: Path) -> tu
     shutil.copytree(sample.folder, copy)
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     victim, other = (files[int(i)] for i in rng.integers(len(files), size=2))
-    victim.write_bytes(damage(victim.read_bytes(), other.read_bytes(), rng))
+    data = victim.read_bytes()
+    damaged = damage(data, other.read_bytes(), rng)
+    victim.write_bytes(damaged)
+    if victim.suffix in _LISTS and len(damaged) < len(data):
+        whole = 0
     problem, unforeseen = "", Counter[str]()
     started = time.monotonic()
     signal.signal(signal.SIGALRM, _hang)
