@@ -12,7 +12,7 @@ class ExactResume(Callback):
     """Load the checkpoint's random state before the first batch after a resume.
 
     Composer restores it while it spins its loader forward; a data set that resumes itself is not spun, and
-    dropout would differ from the uninterrupted run (COMPOSER.md). ``trainer`` is set once it is built.
+    dropout would differ from the uninterrupted run (docs/composer.md). ``trainer`` is set once it is built.
     """
 
     trainer: Trainer | None = None

@@ -107,7 +107,9 @@ def test_a_pair_is_laid_out_as_open_clip_does() -> None:
     short = Paired(TOKENIZER, LayoutRules(1, 8))(document(IMAGE, "1 2 3 4 5 6 7 8 9"), rng)
     assert short.tokens.tolist() == [TOKENIZER.start_of_text, 1, 2, 3, 4, 5, 6, TOKENIZER.end_of_text]
     assert short.cut_tokens == 3
-    with pytest.raises(DataError, match=r"'d': 2 images and 1 texts.*lcl convert pairs"):
+    with pytest.raises(
+        DataError, match=r"'d': 2 images and 1 texts, not one of each; this method takes pairs"
+    ):
         PAIR(document(IMAGE, "1", IMAGE), rng)
     with pytest.raises(DataError, match="its text is empty"):
         PAIR(Document("d", "", (Text(""), IMAGE)), rng)
