@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,6 @@ _TRAINER_ARGUMENTS = {
     "device_train_microbatch_size",
     "log_to_console",
     "max_duration",
-    "progress_bar",
     "run_name",
     "save_folder",
     "seed",
@@ -98,6 +98,7 @@ def build_callbacks(
     from lcl_composer.callbacks.exact_resume import ExactResume
     from lcl_composer.callbacks.export_encoder import ExportEncoder
     from lcl_composer.callbacks.nothing_to_learn import NothingToLearn
+    from lcl_composer.callbacks.progress_lines import ProgressLines
     from lcl_composer.callbacks.run_checkpoints import RunCheckpoints
     from lcl_composer.callbacks.run_record import RunRecord
     from lcl_composer.callbacks.training_metrics import TrainingMetrics
@@ -112,6 +113,8 @@ def build_callbacks(
     export = ExportEncoder(folder / "encoder", config)
     saver = RunCheckpoints(run_of(config), config.save_interval, config.save_num_checkpoints_to_keep)
     always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), NothingToLearn()]
+    if config.progress_bar and not sys.stderr.isatty():
+        always.append(ProgressLines())
     return [*always, *named, export, Curves(folder), build_end_table(config, tokenizer), saver]
 
 
@@ -173,6 +176,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         algorithms=[registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()],
         callbacks=callbacks,
         loggers=build_loggers(config),
+        progress_bar=config.progress_bar and sys.stderr.isatty(),  # else ProgressLines
         precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         autoresume=config.autoresume and run.remote,
         load_path=start.path or config.load_path,

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcl_composer.build import build_trainer, run_of
+from lcl_composer.build import build_trainer, run_folder, run_of
 from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.compatibility import mend_composer
 from lcl_composer.config import RunConfig, compose
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.trial import this_device
+from lcl_composer.crash import told_in_one_line
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.kernels import resolve_backend
 from lcl_composer.nodes import name_signal_files_by_node, on_first_rank
@@ -46,7 +47,7 @@ def train(path: Path, overrides: list[str]) -> None:
 
     name_signal_files_by_node()
     dist.initialize_dist(get_device(None))
-    with ExitStack() as stack:
+    with told_in_one_line(run_folder(composed.run)), ExitStack() as stack:
         on_first_rank(lambda: stack.enter_context(run_of(composed.run).held()))
         with dist.run_local_rank_zero_first():
             if dist.get_local_rank() == 0:

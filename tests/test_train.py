@@ -19,7 +19,7 @@ from lcl_composer.checkpoint import only_safe_loads, read_model_state
 from lcl_composer.config import compose
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.shared_memory import clean_shared_memory
-from lcl_composer.errors import DataError
+from lcl_composer.errors import DataError, LCLError
 from lcl_composer.train import train
 from tests import runs
 
@@ -269,3 +269,32 @@ def test_finished_run_says_so(data: Path, tmp_path: Path, capsys: pytest.Capture
     assert "tiny is already finished" in capsys.readouterr().out
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(tmp_path).items())
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_a_crash_is_one_line_and_the_progress_is_lines(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What is not a terminal gets no progress bar."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/failing_at_two.py").write_text(FAILING)
+    values = runs.settings(data, max_duration="4ba", progress_bar=True, callbacks={"failing_at_two": {}})
+    with pytest.raises(LCLError, match=r"^RuntimeError: DataLoad.*; the traceback is in runs/tiny/crash-ra"):
+        train(runs.write_yaml(tmp_path, values), [])
+    assert "failing_at_two.py" in (tmp_path / "runs/tiny/crash-rank0.log").read_text()
+    output = capsys.readouterr()
+    assert "batch 1, 25%: " in output.out
+    assert "\x1b" not in output.out + output.err
+
+
+FAILING = '''"""Fail."""
+
+from composer.core import Callback
+
+
+class FailingAtTwo(Callback):
+    """Fail at the second batch."""
+
+    def batch_start(self, state, logger):
+        if state.timestamp.batch == 1:
+            raise RuntimeError("DataLoaded nothing")
+'''

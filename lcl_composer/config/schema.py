@@ -248,7 +248,7 @@ class RunConfig(Section):
     load_path: str | None = None
     """Checkpoint to start from when there is nothing to resume."""
     progress_bar: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, or, where the output is a file, a line every half minute."""
     log_to_console: bool = False
     """Print metrics as lines, for logs of cluster jobs."""
     evaluation: Table = {}

@@ -174,7 +174,7 @@ def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool
             return
     with whole_folder(target) as partial:
         with DocumentWriter(str(partial)) as writer:
-            total = generator.documents_count
-            for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=not progress):
+            total, off = generator.documents_count, None if progress else True  # None: off in a file
+            for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=off):
                 writer.write(document)
         (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
