@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from lcl_composer.convert.engine import convert as run
 from lcl_composer.convert.html import HTML
@@ -73,6 +75,16 @@ def test_what_is_not_content_is_left_out_images_too(tree, tmp_path, furniture):
     assert text.endswith("end")
     assert len(documents["p.html"].images) == 1
     assert not report.dropped_images
+
+
+def test_what_was_cut_is_counted_and_named(tree, tmp_path):
+    page = f"<body><nav><a href=x>Home page</a><img src=logo.png></nav>{PROSE}<img src=p.png>"
+    report, _ = convert(tree({"p.html": page, "p.png": picture(), "logo.png": picture()}), tmp_path)
+    assert (dict(report.cut_words), dict(report.cut_images)) == ({"navigation": 2}, {"navigation": 1})
+    assert report.named["cut as no content: navigation"] == ["p.html: logo.png"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table())
+    assert "2 words, 1 images" in console.export_text()
 
 
 def test_what_only_looks_like_furniture_is_kept(tree, tmp_path):
