@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lcl_composer.convert.files import inside
-from lcl_composer.convert.images import read_image
+from lcl_composer.convert.images import SUFFIXES, read_image
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
 from lcl_composer.convert.text import one_line
@@ -29,6 +29,7 @@ class CaptionedSource(Source):
 
     #: Where the images lie below the source.
     image_folder: ClassVar[str] = ""
+    reads: ClassVar[frozenset[str]] = SUFFIXES | {".json"}
 
     def check(self) -> None:
         """Look for the source and the image folder."""
@@ -60,6 +61,6 @@ class CaptionedSource(Source):
         segments = [Text(text) for text in texts if text]
         if not segments:
             raise Rejected("caption missing")
-        image = Image(read_image(inside(self._images, path), self.rules))
+        image = Image(read_image(inside(self._images, path, links_into=self.links_into), self.rules))
         document = Document(identity, f"{self.source.name}/{path}", (image, *segments))
         yield Converted(document, identity, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from lcl_composer.convert.encoding import decode_text
@@ -34,10 +34,11 @@ class Captions(Source):
     min_side: int = 16
 
     kind: ClassVar[str] = "captions"
+    reads: ClassVar[frozenset[str]] = SUFFIXES | {".txt"}
 
     def parts(self) -> Iterator[Part]:
         """Yield images by the thousand, each followed by the name of its caption."""
-        for images in batched(walk(self.source, SUFFIXES), _PART_IMAGES):
+        for images in batched(walk(self.source, SUFFIXES, self.links_into), _PART_IMAGES):
             yield Part(images[0], tuple(name for image in images for name in (image, _caption_name(image))))
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, str]]:
@@ -47,14 +48,17 @@ class Captions(Source):
     def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a pair."""
         caption = self._read_caption(record, report)
-        image = Image(read_image(inside(self.source, record), self.rules), floats=True)
+        image = Image(read_image(self._file(record), self.rules), floats=True)
         document = Document(name, f"{self.source.name}/{name}", (image, Text(caption)))
         yield Converted(document, caption.casefold())
+
+    def _file(self, name: str) -> Path:
+        return inside(self.source, name, links_into=self.links_into)
 
     def _read_caption(self, image: str, report: ConversionReport) -> str:
         name = _caption_name(image)
         try:
-            data = read_file(inside(self.source, name))
+            data = read_file(self._file(name))
         except Rejected as reason:
             raise Rejected(f"caption {reason}" if str(reason).startswith("file") else str(reason)) from reason
         return first_line(decode_text(data, display_name(name), report))

@@ -85,6 +85,7 @@ def convert(
         count = folder.begin({**_identity(report), "out": out}, source)
         _convert_parts(job, folder, count, workers or _cores(), progress)
         with folder.scratch("result") as result:
+            source.survey(report)
             merge_parts(folder, count, report, result)
             _check_splits(report, held_out, folder)
             if remote is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -17,26 +18,66 @@ T = TypeVar("T")
 MAX_LINE = 1 << 26
 
 
-def walk(folder: Path, suffixes: frozenset[str]) -> Iterator[str]:
+#: Folders that no one means: of other programs, beside hidden ones.
+_LITTER = frozenset({"__MACOSX", "@eaDir"})
+LINK = "links to folders (see --links-into)"
+
+
+def walk(folder: Path, suffixes: frozenset[str], links_into: Path | None = None) -> Iterator[str]:
     """Yield the files with these suffixes (lower case, with the dot) below a folder, by their path in it.
 
-    Files come before sub-folders and both in order of their names; links to folders are not followed. No
-    more than the names of the folders on the way are held.
+    Files come before sub-folders and both in order of their names. Hidden folders are not entered; links to
+    folders are followed once, where they lead below ``links_into``. No more than the names of the folders on
+    the way are held.
     """
+    for name, problem in scan(folder, links_into):
+        if problem is None and os.path.splitext(name)[1].lower() in suffixes:
+            yield name
+
+
+def scan(folder: Path, links_into: Path | None = None) -> Iterator[tuple[str, str | None]]:
+    """Yield all below a folder in the order of :func:`walk`: a path, and None or why it is not looked at."""
+    followed: set[Path] = set()
     stack = [""]
     while stack:
         here = stack.pop()
         with os.scandir(folder / here) as entries:
-            found = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries)
-        for name, is_folder in found:
-            if not is_folder and os.path.splitext(name)[1].lower() in suffixes:
-                yield f"{here}{name}"
-        stack.extend(f"{here}{name}/" for name, is_folder in reversed(found) if is_folder)
+            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+        inner = []
+        for name, is_folder, is_link in found:
+            if not is_folder:
+                yield f"{here}{name}", "AppleDouble files" if is_litter(name) else None
+            elif name.startswith(".") or name in _LITTER:
+                yield f"{here}{name}", "hidden folders"
+            elif is_link and not _may_follow(folder / here / name, links_into, followed):
+                yield f"{here}{name}", LINK
+            else:
+                inner.append(f"{here}{name}/")
+        stack.extend(reversed(inner))
+
+
+def _may_follow(link: Path, links_into: Path | None, followed: set[Path]) -> bool:
+    target = link.resolve()
+    if links_into is None or not target.is_relative_to(links_into.resolve()) or target in followed:
+        return False
+    followed.add(target)
+    return not link.parent.resolve().is_relative_to(target)  # a loop
 
 
 def is_litter(name: str) -> bool:
     """Say whether a file is what macOS puts beside others (AppleDouble, ``__MACOSX``), which no one means."""
     return os.path.basename(name).startswith("._") or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+
+
+@cache
+def snapshot_blobs(folder: Path) -> Path | None:
+    """Return where the links of a Hugging Face cache lead, for a folder in ``REPO/snapshots/REVISION``."""
+    path = Path(os.path.abspath(folder))
+    for revision in (path, *path.parents):
+        blobs = revision.parent.parent / "blobs"
+        if revision.parent.name == "snapshots" and blobs.is_dir():
+            return blobs
+    return None
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -46,8 +87,15 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def inside(root: Path, name: Any, base: Path | None = None) -> Path:
+def inside(root: Path, name: Any, base: Path | None = None, links_into: Path | None = None) -> Path:
     """Return the file that ``name`` stands for, seen from ``base`` (else from ``root``).
+
+    Args:
+        root: The folder that it must lie in.
+        name: A path.
+        base: Where a relative one starts.
+        links_into: Links in ``root`` may lead into this folder; for a snapshot of the Hugging Face cache
+            into its ``blobs`` in any case.
 
     Raises:
         Rejected: If the name is none, or leads out of ``root``: by ``..``, as an absolute path, or
@@ -56,8 +104,12 @@ def inside(root: Path, name: Any, base: Path | None = None) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise Rejected("no file name")
     try:
-        path = ((base or root) / name).resolve()
+        lexical = (base or root) / name
+        path = lexical.resolve()
         within = path.is_relative_to(root.resolve())
+        if not within and (target := links_into or snapshot_blobs(root)):
+            named_inside = Path(os.path.abspath(lexical)).is_relative_to(os.path.abspath(root))
+            within = named_inside and path.is_relative_to(target.resolve())
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, half a character
         raise Rejected("file missing") from error
     if not within:

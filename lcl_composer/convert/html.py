@@ -11,7 +11,7 @@ from typing import ClassVar
 from lcl_composer.convert.assemble import Assembler
 from lcl_composer.convert.encoding import decode_html
 from lcl_composer.convert.files import batched, inside, walk
-from lcl_composer.convert.images import read_file
+from lcl_composer.convert.images import SUFFIXES, read_file
 from lcl_composer.convert.long_documents import Interleaved
 from lcl_composer.convert.page_images import ImageReference, is_stand_in
 from lcl_composer.convert.pictures import is_blank, read_picture
@@ -47,10 +47,11 @@ class HTML(Interleaved):
     language: list[str] | None = None
 
     kind: ClassVar[str] = "html"
+    reads: ClassVar[frozenset[str]] = _SUFFIXES | SUFFIXES
 
     def parts(self) -> Iterator[Part]:
         """Yield pages by the hundred."""
-        for pages in batched(walk(self.source, _SUFFIXES), _PART_PAGES):
+        for pages in batched(walk(self.source, _SUFFIXES, self.links_into), _PART_PAGES):
             yield Part(pages[0], tuple(pages))
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, str]]:
@@ -60,7 +61,8 @@ class HTML(Interleaved):
     def samples(self, name: str, record: str, report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a page."""
         path = self.source / record
-        page = WebPage(decode_html(read_file(inside(self.source, record)), name, report), name)
+        data = read_file(inside(self.source, record, links_into=self.links_into))
+        page = WebPage(decode_html(data, name, report), name)
         if self.language and page.language and not speaks(page.language, self.language):
             raise Rejected("another language")
         assembler = Assembler(name, self.max_images, report)

@@ -14,12 +14,13 @@ from lcl_composer.convert.text import display_name
 from lcl_composer.data.document import Document, Image, Text
 
 _PART_IMAGES = 1000
-_SPLITS = ("train", "val", "test")
+#: Folders that are splits, and what they are called in the data set.
+_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Source):
-    """A folder of class folders, or ``train``, ``val`` and ``test`` folders of them (ImageNet).
+    """A folder of class folders, or ``train``, ``val`` (or ``validation``) and ``test`` folders of them.
 
     A document is the fixed image and the name of its class folder as the only text.
 
@@ -29,15 +30,24 @@ class ImageFolder(Source):
 
     kind: ClassVar[str] = "imagefolder"
     has_splits: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = SUFFIXES
 
     def _splits(self) -> list[str]:
         return [split for split in _SPLITS if (self.source / split).is_dir()]
 
+    def survey(self, report: ConversionReport) -> None:
+        """Count what is of no kind that is read, and images beside the folders of the splits."""
+        super().survey(report)
+        splits = self._splits()
+        for name in walk(self.source, SUFFIXES, self.links_into) if splits else ():
+            if name.split("/")[0] not in splits:
+                report.pass_over(f"images outside of {', '.join(splits)}", display_name(name))
+
     def parts(self) -> Iterator[Part]:
         """Yield images by the thousand, split after split."""
         for split in self._splits() or [""]:
-            names = (f"{split}/{name}".lstrip("/") for name in walk(self.source / split, SUFFIXES))
-            for images in batched(names, _PART_IMAGES):
+            names = walk(self.source / split, SUFFIXES, self.links_into)
+            for images in batched((f"{split}/{name}".lstrip("/") for name in names), _PART_IMAGES):
                 yield Part(images[0], tuple(images), split)
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -50,6 +60,6 @@ class ImageFolder(Source):
         folders = display_name(path).split("/")[1 if split else 0 : -1]
         if not folders:
             raise Rejected("not in a class folder")
-        image = Image(read_image(inside(self.source, path), self.rules))
+        image = Image(read_image(inside(self.source, path, links_into=self.links_into), self.rules))
         document = Document(name, f"{self.source.name}/{name}", (image, Text(folders[0])))
-        yield Converted(document, name, split or "all")
+        yield Converted(document, name, _SPLITS.get(split, "all"))

@@ -36,11 +36,13 @@ class ImageRules:
         min_side: Shortest side in pixels; images with a shorter one are refused.
         resize: Longest side in pixels, to which larger images are scaled down, or None.
         verify: Decode it all, which finds cut-off files. Otherwise only the header is read.
+        links_into: Folder that links among the images may lead into, or None.
     """
 
     min_side: int
     resize: int | None
     verify: bool
+    links_into: Path | None = None
 
 
 def read_image(path: Path, rules: ImageRules) -> bytes:

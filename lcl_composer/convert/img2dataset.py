@@ -37,10 +37,11 @@ class Img2Dataset(PairSource):
     """
 
     kind: ClassVar[str] = "img2dataset"
+    reads: ClassVar[frozenset[str]] = frozenset({".tar", ".tgz", ".gz", ".parquet", ".json"})
 
     def parts(self) -> Iterator[Part]:
         """Yield the tars."""
-        for name in walk(self.source, frozenset({".tar", ".tgz", ".gz"})):
+        for name in walk(self.source, frozenset({".tar", ".tgz", ".gz"}), self.links_into):
             if name.lower().endswith(_TARS):
                 yield Part(name, (name, f"{_stem(name)}.parquet"))
 

@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar, Literal
 
 from lcl_composer.convert.encoding import decode_text
 from lcl_composer.convert.files import inside, parse_json, read_lines
-from lcl_composer.convert.images import read_image
+from lcl_composer.convert.images import SUFFIXES, read_image
 from lcl_composer.convert.matches import MMC4Record, best_matches, choose_images, read_record
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
@@ -56,6 +56,7 @@ class MMC4(Source):
     max_images: int | None = 6
 
     kind: ClassVar[str] = "mmc4"
+    reads: ClassVar[frozenset[str]] = SUFFIXES | {".jsonl", ".zip"}
 
     @property
     def _images(self) -> Path:
@@ -113,8 +114,9 @@ class MMC4(Source):
 
     def read_named(self, shard: int, name: str) -> bytes:
         """Return an image of a shard by its name, from the flat folder or the shard's own."""
-        by_shard = inside(self._images, f"{shard}/{name}")
-        return read_image(by_shard if os.path.isfile(by_shard) else inside(self._images, name), self.rules)
+        by_shard = inside(self._images, f"{shard}/{name}", links_into=self.links_into)
+        flat = inside(self._images, name, links_into=self.links_into)
+        return read_image(by_shard if os.path.isfile(by_shard) else flat, self.rules)
 
 
 @dataclass(frozen=True, kw_only=True)

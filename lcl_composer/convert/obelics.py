@@ -44,6 +44,7 @@ class Obelics(Interleaved):
     max_images: int | None = None
 
     kind: ClassVar[str] = "obelics"
+    reads: ClassVar[frozenset[str]] = COLUMNAR
 
     def check(self) -> None:
         """Look for the source and the image folder."""
@@ -57,7 +58,7 @@ class Obelics(Interleaved):
 
     def parts(self) -> Iterator[Part]:
         """Yield groups of rows of the files."""
-        for name in walk(self.source, COLUMNAR):
+        for name in walk(self.source, COLUMNAR, self.links_into):
             check_columns(self.source / name, self._columns)
             yield from table_parts(self.source, name)
 

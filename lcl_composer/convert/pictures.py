@@ -54,7 +54,11 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folder: Path | N
         raise Rejected("not a local file")
     if not url.path or "\0" in reference:
         raise Rejected("no src")
-    paths = [inside(root, name, base) for base in _bases(url.path, root, folder) for name in _names(url)]
+    paths = [
+        inside(root, name, base, rules.links_into)
+        for base in _bases(url.path, root, folder)
+        for name in _names(url)
+    ]
     return read_image(next(filter(os.path.isfile, paths), paths[0]), rules)
 
 

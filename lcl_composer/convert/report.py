@@ -89,6 +89,7 @@ class ConversionReport:
     mended: Counter[str] = field(default_factory=Counter)  # kept with a repair or a guess, by what it was
     passed_over: Counter[str] = field(default_factory=Counter)  # files that no document could come of
     named: dict[str, list[str]] = field(default_factory=dict)  # reason -> the first samples
+    examples: dict[str, list[str]] = field(default_factory=dict)  # of what was passed over, the first
     images: Distribution = field(default_factory=Distribution)  # images a kept document
     words: Distribution = field(default_factory=Distribution)  # words a kept document
     tokens: Distribution = field(default_factory=Distribution)  # text tokens (CLIP's) a kept document
@@ -170,14 +171,10 @@ class ConversionReport:
     def pass_over(self, what: str, name: str) -> None:
         """Count a file that was not read, most often by its suffix; only the first ones are named."""
         self.passed_over[what] += 1
-        names = self.named.setdefault(what, [])
-        if len(names) < _NAMED:
-            names.append(name)
+        _append(self.examples, what, [name])
 
     def _name(self, reason: str, name: str) -> None:
-        names = self.named.setdefault(reason, [])
-        if len(names) < _NAMED:
-            names.append(name)
+        _append(self.named, reason, [name])
         if self.on_failure is not None:
             self.on_failure(reason, name)
 
@@ -187,9 +184,9 @@ class ConversionReport:
             getattr(self, name).update(getattr(part, name))
         for name in _DISTRIBUTIONS:
             getattr(self, name).counts.update(getattr(part, name).counts)
-        for reason, names in part.named.items():
-            mine = self.named.setdefault(reason, [])
-            mine.extend(names[: _NAMED - len(mine)])
+        for mine, others in ((self.named, part.named), (self.examples, part.examples)):
+            for reason, names in others.items():
+                _append(mine, reason, names)
         self.image_bytes += part.image_bytes
         self.shard_bytes += part.shard_bytes
 
@@ -258,6 +255,11 @@ class ConversionReport:
         """Write everything but the time as JSON."""
         text = json.dumps(self.to_json(), indent=2, sort_keys=True, ensure_ascii=True)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def _append(named: dict[str, list[str]], reason: str, names: list[str]) -> None:
+    mine = named.setdefault(reason, [])
+    mine.extend(names[: _NAMED - len(mine)])
 
 
 def _with_parts(total: int, parts: Counter[str]) -> str:

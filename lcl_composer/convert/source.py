@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lcl_composer.convert.files import scan
 from lcl_composer.convert.images import ImageRules, Rejected
 from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.text import display_name
 from lcl_composer.data.document import Document
 from lcl_composer.errors import ConfigError, DataError
 
@@ -60,6 +63,8 @@ class Source(ABC):
         resize: Longest side in pixels; larger images are scaled down and encoded anew, all others keep
             their bytes. None to keep all.
         verify: Decode every image to find broken ones now and not in training.
+        links_into: Folder that links in the source may lead into. None: none may, but those of a snapshot in
+            the Hugging Face cache lead into that.
     """
 
     source: Path
@@ -68,14 +73,17 @@ class Source(ABC):
     min_words: int = 1
     resize: int | None = None
     verify: bool = False
+    links_into: Path | None = None
 
     kind: ClassVar[str]
     has_splits: ClassVar[bool] = False
+    #: Endings of the files that are read; the others are counted.
+    reads: ClassVar[frozenset[str]]
 
     @property
     def rules(self) -> ImageRules:
         """Which images are kept, and at what size."""
-        return ImageRules(self.min_side, self.resize, self.verify)
+        return ImageRules(self.min_side, self.resize, self.verify, self.links_into)
 
     def options(self) -> dict[str, Any]:
         """Return the options as JSON values, without the source."""
@@ -96,6 +104,15 @@ class Source(ABC):
             )
         if not self.source.is_dir():
             raise DataError(f"{self.source}: no such folder; name the folder that holds the {self.kind} data")
+
+    def survey(self, report: ConversionReport) -> None:
+        """Count what lies in the source and is of no kind that is read, by suffix or reason."""
+        if not self.source.is_dir():
+            return
+        for name, problem in scan(self.source, self.links_into):
+            suffix = os.path.splitext(name)[1].lower()
+            if problem is not None or suffix not in self.reads:
+                report.pass_over(problem or f"{suffix or 'no suffix'} files", display_name(name))
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lcl_composer.convert.files import walk
+from lcl_composer.convert.images import SUFFIXES as IMAGE_SUFFIXES
 from lcl_composer.convert.pairs import PairSource, check_facts
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part
@@ -44,6 +45,7 @@ class Table(PairSource):
     language_column: str = "language"
 
     kind: ClassVar[str] = "table"
+    reads: ClassVar[frozenset[str]] = SUFFIXES | IMAGE_SUFFIXES
 
     @property
     def _root(self) -> Path:
@@ -61,7 +63,7 @@ class Table(PairSource):
 
     def parts(self) -> Iterator[Part]:
         """Yield stretches of the tables, having looked for the two columns in each."""
-        names = [self.source.name] if self.source.is_file() else walk(self.source, SUFFIXES)
+        names = [self.source.name] if self.source.is_file() else walk(self.source, SUFFIXES, self.links_into)
         for name in names:
             check_columns(self._root / name, [self.image_column, self.caption_column])
             yield from table_parts(self._root, name)

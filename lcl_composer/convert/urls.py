@@ -36,6 +36,7 @@ def image_of(value: Any, folder: Path | None, rules: ImageRules) -> bytes:
     if folder is None:
         raise Rejected("no image folder given (--images)")
     if "://" in value:
-        return read_image(inside(folder, sha256(value.encode("utf-8", "surrogatepass")).hexdigest()), rules)
-    path = inside(folder, value)
+        name = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        return read_image(inside(folder, name, links_into=rules.links_into), rules)
+    path = inside(folder, value, links_into=rules.links_into)
     return read_image(path, rules) if os.path.isfile(path) else read_picture(value, folder, rules)

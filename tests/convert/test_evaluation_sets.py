@@ -84,6 +84,37 @@ def test_nocaps_ids_begin_with_the_domain(tree, tmp_path):
     assert run(NoCaps(source, annotations="nocaps_test.json"), tmp_path / "two")[0].documents == 2
 
 
+def test_what_is_no_class_or_split_is_counted(tree, tmp_path):
+    names = (
+        "train/cat/1.png",
+        "train/bird/1.ppm",
+        "train/fish/1.jfif",
+        "validation/cat/1.png",
+        "extra/cat/1.png",
+    )
+    files: dict[str, bytes | str] = dict.fromkeys(names, RED)
+    litter = ("train/.ipynb_checkpoints/1.png", "train/cat/.ipynb_checkpoints/1.png", "train/cat/._1.png")
+    files |= dict.fromkeys((*litter, "train/Thumbs.db", "train/dog/1.heic"), b"x")
+    source = tree(files)
+    (source / "train/link").symlink_to(source / "extra")
+    report, documents = run(ImageFolder(source), tmp_path)
+    assert list(documents) == [
+        "train/bird/1.ppm",
+        "train/cat/1.png",
+        "train/fish/1.jfif",
+        "validation/cat/1.png",
+    ]
+    assert dict(report.kept) == {"train": 3, "val": 1}
+    assert dict(report.passed_over) == {
+        "hidden folders": 2,
+        "AppleDouble files": 1,
+        ".db files": 1,
+        ".heic files": 1,
+        "links to folders (see --links-into)": 1,
+        "images outside of train, validation": 1,
+    }
+
+
 def test_an_imagefolders_class_is_its_text(tree, tmp_path):
     files = {"train/cat/a.JPEG": picture(kind="JPEG"), "train/dog/x/b.png": RED, "val/cat/c.png": RED}
     files |= {"val/dog/broken.png": b"<html>", "train/stray.png": RED, "train/cat/notes.txt": b"no image"}

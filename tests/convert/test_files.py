@@ -33,6 +33,43 @@ def test_no_name_leads_out(tmp_path, name):
         inside(root, name)
 
 
+def test_links_may_lead_where_one_says_and_nowhere_else(tmp_path):
+    for folder in ("root/real", "store/cat", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("store/cat/1.png", "elsewhere/2.png", "root/real/3.png"):
+        (tmp_path / name).write_bytes(b"x")
+    root, store = tmp_path / "root", tmp_path / "store"
+    (root / "cat").symlink_to(store / "cat")
+    (root / "one.png").symlink_to(store / "cat/1.png")
+    (root / "two.png").symlink_to(tmp_path / "elsewhere/2.png")
+    (root / "others").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(tmp_path)
+    found = ["one.png", "two.png", "cat/1.png", "real/3.png"]
+    assert list(walk(root, frozenset({".png"}), store)) == found
+    assert inside(root, "one.png", links_into=store) == store / "cat/1.png"
+    assert inside(root, "cat/1.png", links_into=store) == store / "cat/1.png"
+    for name in ("two.png", "../store/cat/1.png", str(store / "cat/1.png"), "others/2.png"):
+        with pytest.raises(Rejected, match="climbs out"):
+            inside(root, name, links_into=store)
+    assert list(walk(root, frozenset({".png"}), tmp_path))[-1] == "real/3.png"  # a loop ends
+
+
+def test_links_of_a_hugging_face_snapshot_lead_into_its_blobs(tmp_path):
+    snapshot = tmp_path / "datasets--user--cards/snapshots/abc123"
+    blobs = tmp_path / "datasets--user--cards/blobs"
+    for folder in (snapshot / "pairs", blobs):
+        folder.mkdir(parents=True)
+    (blobs / "0bbd").write_bytes(b"x")
+    (tmp_path / "secret").write_bytes(b"x")
+    (snapshot / "pairs/a.jpg").symlink_to("../../../blobs/0bbd")
+    (snapshot / "pairs/b.jpg").symlink_to(tmp_path / "secret")
+    for root, name in ((snapshot, "pairs/a.jpg"), (snapshot / "pairs", "a.jpg")):
+        assert inside(root, name) == blobs / "0bbd"
+    for name in ("pairs/b.jpg", "../../blobs/0bbd"):
+        with pytest.raises(Rejected, match="climbs out"):
+            inside(snapshot, name)
+
+
 @pytest.mark.parametrize("name", [None, "", 7, "a\0b"])
 def test_what_is_no_name_is_rejected(tmp_path, name):
     with pytest.raises(Rejected, match="no file name"):

@@ -163,7 +163,7 @@ def test_members_that_are_not_read_are_counted(tmp_path):
     report, documents = run(Img2Dataset(folder), tmp_path)
     assert list(documents) == ["0/0"]
     assert dict(report.passed_over) == {".npy in a tar": 1, "no suffix in a tar": 1}
-    assert report.named[".npy in a tar"] == ["0.tar: 0.npy"]
+    assert report.examples[".npy in a tar"] == ["0.tar: 0.npy"]
 
 
 @pytest.mark.parametrize("name", ["0.tar.gz", "0.TGZ", "0.tar"])
