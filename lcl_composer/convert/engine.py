@@ -18,12 +18,12 @@ from typing import Any
 
 from lcl_composer.convert.progress import Progress
 from lcl_composer.convert.report import ConversionReport
-from lcl_composer.convert.result import REPORT_FILE, clean_up, merge_parts, put_in_place, send
+from lcl_composer.convert.result import FAILURES_FILE, REPORT_FILE, clean_up, merge_parts, put_in_place, send
 from lcl_composer.convert.source import Part, Source
 from lcl_composer.convert.upload import check_remote, is_remote
 from lcl_composer.convert.work import STATE, WorkFolder
 from lcl_composer.convert.worker import Job, convert_part
-from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.errors import ConfigError, DataError, one_line
 
 #: Packages that have a say in the bytes of the output.
 _PACKAGES = (
@@ -65,33 +65,44 @@ def convert(
         DataError: If the source is not there or gives no document, ``out`` exists already, or a conversion
             with other settings was begun.
     """
-    started = time.monotonic()
     source.check()
     _check_options(source, held_out, workers, shard_size)
-    remote = out.rstrip("/") if work is not None or is_remote(out) else None
-    target = Path(out)
     options = {**source.options(), "held_out": held_out, "shard_size": shard_size}
     report = ConversionReport(source.kind, str(source.source), options, _versions())
-    if remote is None and target.exists():
+    remote = out.rstrip("/") if work is not None or is_remote(out) else None
+    job = Job(source, _work_root(out, work), remote, held_out, shard_size)
+    try:
+        return _convert(job, out, report, workers or _cores(), progress)
+    except OSError as error:
+        where, what = error.filename or out, error.strerror or one_line(error)
+        raise DataError(
+            f"{where}: {what}; see to the disk and the path, then start again to continue"
+        ) from error
+
+
+def _convert(job: Job, out: str, report: ConversionReport, workers: int, progress: bool) -> ConversionReport:
+    """Convert what is not finished and put it together; return the report."""
+    started = time.monotonic()
+    target = Path(out)
+    if job.remote is None and target.exists():
         if finished := _finished(target, report):
             return finished
         _check_free(target)
-    folder = WorkFolder(_work_root(out, work))
-    job = Job(source, folder.root, remote, held_out, shard_size)
+    folder = WorkFolder(job.root)
     with folder.locked():
-        if remote is not None and not folder.started:
+        if job.remote is not None and not folder.started:
             with folder.scratch("remote") as empty:
-                check_remote(remote, empty)
-        count = folder.begin({**_identity(report), "out": out}, source)
-        _convert_parts(job, folder, count, workers or _cores(), progress)
+                check_remote(job.remote, empty)
+        count = folder.begin({**_identity(report), "out": out}, job.source)
+        _convert_parts(job, folder, count, workers, progress)
         with folder.scratch("result") as result:
-            source.survey(report)
+            job.source.survey(report)
             merge_parts(folder, count, report, result)
-            _check_splits(report, held_out, folder)
-            if remote is None:
+            _check_splits(report, job, folder, result)
+            if job.remote is None:
                 put_in_place(folder, result, target)
             else:
-                send(folder, result, remote)
+                send(folder, result, job.remote)
     report.seconds = time.monotonic() - started
     return report
 
@@ -157,22 +168,36 @@ def _finished(target: Path, report: ConversionReport) -> ConversionReport | None
     return found
 
 
-def _check_splits(report: ConversionReport, held_out: float, folder: WorkFolder) -> None:
+def _check_splits(report: ConversionReport, job: Job, folder: WorkFolder, result: Path) -> None:
     """Refuse a result without documents; there is nothing to take up again then.
 
     Raises:
         DataError: If nothing was kept, or nothing held out or left for training.
     """
-    empty = [split for split in ("train", "held_out") if held_out and not report.kept[split]]
+    empty = [split for split in ("train", "held_out") if job.held_out and not report.kept[split]]
     if report.documents and not empty:
         return
+    failures = folder.root.with_name(folder.root.name.removesuffix(".partial") + ".failures.jsonl")
+    if not report.documents and report.named:
+        shutil.copyfile(result / FAILURES_FILE, failures)
     shutil.rmtree(folder.root, ignore_errors=True)
     if report.documents:
         raise DataError(f"{report.source}: no document falls to {empty[0]}; use another held-out share")
-    causes = (report.dropped + report.broken).most_common(3)
-    reasons = ", ".join(f"{reason} ({count})" for reason, count in causes)
+    if not report.named:
+        raise DataError(_nothing_found(report, job.source))
+    causes = (report.dropped + report.broken + report.dropped_images).most_common(3)
+    reasons = ", ".join(f"{reason} ({count}, first {report.named[reason][0]})" for reason, count in causes)
     raise DataError(
-        f"{report.source}: none of {report.read} documents kept: {reasons or 'found nothing to read'}"
+        f"{report.source}: none of {report.read} documents kept: {reasons}; all are in {failures}"
+    )
+
+
+def _nothing_found(report: ConversionReport, source: Source) -> str:
+    found = ", ".join(f"{what} ({count})" for what, count in report.passed_over.most_common(5))
+    hint = f"; {source.hint}" if source.hint else ""
+    return (
+        f"{report.source}: found nothing to read; {source.kind} looks for {source.looks_for}, "
+        f"here are {found or 'no other files'}{hint}"
     )
 
 

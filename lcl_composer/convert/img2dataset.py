@@ -38,6 +38,9 @@ class Img2Dataset(PairSource):
 
     kind: ClassVar[str] = "img2dataset"
     reads: ClassVar[frozenset[str]] = frozenset({".tar", ".tgz", ".gz", ".parquet", ".json"})
+    hint: ClassVar[str] = (
+        "img2dataset's output format files is read by captions, parquet by table --image-column jpg"
+    )
 
     def parts(self) -> Iterator[Part]:
         """Yield the tars."""

@@ -21,7 +21,8 @@ from lcl_composer.convert.text import caption_text, one_line
 from lcl_composer.data.document import Document, Image, Segment, Text
 from lcl_composer.errors import ConfigError, DataError
 
-_SHARD = re.compile(r"docs_(no_face_)?shard_(\d+)_v([23])\.jsonl(\.zip)?")
+#: As published, and as people rename them: ``0_v3.jsonl.zip``.
+_SHARD = re.compile(r"(?:docs_)?(no_face_)?(?:shard_)?(\d+)_v([23])\.jsonl(\.zip)?")
 _VARIANTS = {
     ("", "2"): "full",
     ("", "3"): "core",
@@ -43,7 +44,8 @@ class MMC4(Source):
     Args:
         source: Folder with the shards (``docs_shard_0_v2.jsonl.zip``, ``docs_no_face_shard_0_v3.jsonl``),
             or the folder above it.
-        images: Folder of the images, flat or with a folder a shard number; None for ``images`` in the source.
+        images: Folder of the images, flat or in a folder a shard number or position; None for
+            ``images`` in the source.
         variant: Which shards to read if the source holds several variants: ``full`` (v2), ``core`` (v3), and
             these with fewer faces (``no_face``).
         min_similarity: Images that match their sentence less are left out.
@@ -89,8 +91,20 @@ class MMC4(Source):
                 "choose one with variant"
             )
         chosen = shards.get(self.variant, {}) if self.variant else next(iter(shards.values()), {})
-        for number, name in sorted(chosen.items()):
-            yield Part(name, (name,), number)
+        numbers = sorted(chosen)
+        folders = range(len(numbers)) if self._by_position(numbers) else numbers
+        for number, folder in zip(numbers, folders, strict=True):
+            yield Part(chosen[number], (chosen[number],), folder)
+
+    def _by_position(self, numbers: list[int]) -> bool:
+        """Say whether the image folders are numbered through, as allenai's ``download_images.py`` does."""
+        found = [int(path.name) for path in self._images.iterdir() if path.name.isdecimal() and path.is_dir()]
+        return bool(found and numbers) and max(found) < len(numbers) <= numbers[-1]
+
+    @property
+    def looks_for(self) -> str:
+        """The names of the shards."""
+        return "docs_[no_face_]shard_<i>_v<2 or 3>.jsonl[.zip] or <i>_v<2 or 3>.jsonl[.zip]"
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:
         """Yield the lines of a shard."""
@@ -180,7 +194,7 @@ def _shard_files(source: Path, images: Path) -> Iterator[str]:
         *sorted(path for path in source.iterdir() if path.is_dir() and path.resolve() != images.resolve()),
     ]
     for folder in folders:
-        for path in sorted(folder.glob("docs_*")):
+        for path in sorted(folder.glob("*_v[23].jsonl*")):
             if _SHARD.fullmatch(path.name):
                 yield path.relative_to(source).as_posix()
 

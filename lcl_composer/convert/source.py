@@ -79,11 +79,18 @@ class Source(ABC):
     has_splits: ClassVar[bool] = False
     #: Endings of the files that are read; the others are counted.
     reads: ClassVar[frozenset[str]]
+    #: What helps where nothing was found, for messages.
+    hint: ClassVar[str] = ""
 
     @property
     def rules(self) -> ImageRules:
         """Which images are kept, and at what size."""
         return ImageRules(self.min_side, self.resize, self.verify, self.links_into)
+
+    @property
+    def looks_for(self) -> str:
+        """The names of the files that are read, for messages."""
+        return ", ".join(sorted(self.reads))
 
     def options(self) -> dict[str, Any]:
         """Return the options as JSON values, without the source."""

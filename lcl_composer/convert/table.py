@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from lcl_composer.convert.files import walk
 from lcl_composer.convert.images import SUFFIXES as IMAGE_SUFFIXES
 from lcl_composer.convert.pairs import PairSource, check_facts
 from lcl_composer.convert.report import ConversionReport
-from lcl_composer.convert.source import Converted, Part
+from lcl_composer.convert.source import Converted, Part, Rejected
 from lcl_composer.convert.tables import SUFFIXES, check_columns, table_parts, table_rows
 from lcl_composer.convert.text import caption_text, display_name
 from lcl_composer.convert.urls import image_of
@@ -22,9 +22,10 @@ from lcl_composer.errors import DataError
 class Table(PairSource):
     """A table with an image and a caption column: CSV, JSONL, Parquet, Arrow; one file or a folder of them.
 
-    One document a row; the image floats, so it is drawn before or after its caption anew every epoch. An
-    image is a path, the bytes themselves, or a URL whose download lies in the image folder under the SHA-256
-    of the URL. Rows of one caption are held out together, whatever its letters' case.
+    One document a row, or one for each of several images or captions that it lists; the image floats, so
+    it is drawn before or after its caption anew every epoch. An image is a path, the bytes themselves, or
+    a URL whose download lies in the image folder under the SHA-256 of the URL. Rows of one caption are
+    held out together, whatever its letters' case.
 
     Args:
         source: A ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.arrow`` file, or a folder that is
@@ -75,9 +76,21 @@ class Table(PairSource):
             yield display_name(name), row
 
     def samples(self, name: str, record: dict[str, Any], report: ConversionReport) -> Iterator[Converted]:
-        """Yield the document of a row."""
-        caption = caption_text(record.get(self.caption_column))
+        """Yield the document of a row, or one for each of the images or captions that it lists."""
+        images, captions = _list(record.get(self.image_column)), _list(record.get(self.caption_column))
+        count = max(len(images), len(captions))
+        if {len(images), len(captions)} - {1, count}:
+            raise Rejected("lists of images and captions of unequal length")
         language = record.get(self.language_column)
         check_facts(self, record.get(self.similarity_column), language, report)
-        image = image_of(record.get(self.image_column), self.images or self._root, self.rules)
-        yield self.pair(name, image, caption)
+        key = caption_text(captions[0]).casefold()
+        for number in range(count):
+            caption = caption_text(captions[number if len(captions) > 1 else 0])
+            image = image_of(images[number if len(images) > 1 else 0], self.images or self._root, self.rules)
+            pair = self.pair(name if count == 1 else f"{name}/{number}", image, caption)
+            yield replace(pair, key=key)
+
+
+def _list(value: Any) -> list[Any]:
+    """Return a cell as a list; an empty list is a cell without anything."""
+    return (value or [None]) if isinstance(value, list) else [value]

@@ -218,3 +218,24 @@ def test_what_no_one_thought_of_costs_its_record_or_the_rest_of_its_part(source,
     assert len(documents) == 7  # of 9: one record, and what follows the second of the first part
     assert report.named["cannot be converted (ZeroDivisionError: by zero)"] == ["00001/001001"]
     assert report.named["cannot be read on (ZeroDivisionError: )"] == ["00000/000001"]
+
+
+def test_an_impossible_out_is_one_line(source, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"file.*Not a directory.*start again") as caught:
+        run(source, tmp_path / "file")
+    assert "\n" not in str(caught.value)
+
+
+def test_where_nothing_is_found_it_says_what_is_there(tmp_path):
+    (tmp_path / "laion").mkdir()
+    (tmp_path / "laion/0.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"found nothing to read; .*\.tar.*here are \.heic files \(1\)"):
+        run(Img2Dataset(tmp_path / "laion"), tmp_path)
+
+
+def test_where_nothing_is_kept_the_failures_are(tmp_path):
+    write_tar(tmp_path / "laion/0.tar", pair("a", b"<html>"))
+    with pytest.raises(DataError, match=r"not a known image format \(1, first 0/a\)"):
+        run(Img2Dataset(tmp_path / "laion"), tmp_path)
+    assert json.loads((tmp_path / "out.failures.jsonl").read_text())["sample"] == "0/a"

@@ -274,3 +274,15 @@ def test_rows_of_all_parts_are_those_of_the_table(tmp_path, size, monkeypatch):
     assert [shown(d)[1] for d in documents.values()] == [
         f"row {i} of many" if i % 2 else f"row {i}" for i in range(30)
     ]
+
+
+def test_cells_that_list_captions_or_images_give_a_document_each(tmp_path):
+    rows = [(RED, ["a red card", "card that is red"]), (BLUE, ["blue"]), (RED, [])]
+    table = write(images(tmp_path) / "t.parquet", rows)
+    report, documents = run(Table(table), tmp_path)
+    assert [(name, *shown(d)) for name, d in documents.items()] == [
+        ("t.parquet:0/0", RED, "a red card"),
+        ("t.parquet:0/1", RED, "card that is red"),
+        ("t.parquet:1", BLUE, "blue"),
+    ]
+    assert dict(report.dropped) == {"caption missing": 1}
