@@ -186,9 +186,11 @@ def _check_splits(report: ConversionReport, job: Job, folder: WorkFolder, result
     if not report.named:
         raise DataError(_nothing_found(report, job.source))
     causes = (report.dropped + report.broken + report.dropped_images).most_common(3)
-    reasons = ", ".join(f"{reason} ({count}, first {report.named[reason][0]})" for reason, count in causes)
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in causes)
+    first = ", ".join(f"{report.named[reason][0]} ({reason})" for reason, _ in causes)
     raise DataError(
-        f"{report.source}: none of {report.read} documents kept: {reasons}; all are in {failures}"
+        f"{report.source}: none of {report.read} documents kept: {reasons}; the first: {first}; "
+        f"all are in {failures}"
     )
 
 

@@ -236,6 +236,6 @@ def test_where_nothing_is_found_it_says_what_is_there(tmp_path):
 
 def test_where_nothing_is_kept_the_failures_are(tmp_path):
     write_tar(tmp_path / "laion/0.tar", pair("a", b"<html>"))
-    with pytest.raises(DataError, match=r"not a known image format \(1, first 0/a\)"):
+    with pytest.raises(DataError, match=r"image format \(1\); the first: 0/a \(not a known"):
         run(Img2Dataset(tmp_path / "laion"), tmp_path)
     assert json.loads((tmp_path / "out.failures.jsonl").read_text())["sample"] == "0/a"
