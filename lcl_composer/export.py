@@ -49,6 +49,7 @@ def _write(encoder: Encoder, pooler: AttentivePooler | None, config: ModelConfig
     normalize = encoder.normalize
     description = {
         "encoder": config.encoder.spec() | {"pretrained": None},
+        "timm": encoder.timm_args,
         "width": encoder.width,
         "tokens_per_image": encoder.tokens_per_image,
         "mean": (normalize.mean / 255).flatten().tolist(),

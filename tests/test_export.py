@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -66,6 +69,40 @@ def test_transformers_encoder(tmp_path: Path):
     model = build_model(config, VOCAB_SIZE).eval()
     encoder, _ = load_encoder(export_encoder(model, config, tmp_path))
     assert torch.equal(encoder(pixels()), model.encoder(pixels()))
+
+
+#: One of each family of timm: class token, attention pooling, feature maps both ways round, mixers, windows.
+FAMILIES = {
+    "vit_base_patch32_clip_224": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "vit_base_patch16_siglip_224": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 32]},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+    "mixer_s32_224": {},
+    "levit_128s": {},
+    "resnet18": {},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_the_recipe_of_the_readme_reads_every_family(tmp_path: Path, name: str):
+    """As a user does who has no lcl_composer: the lines of README.md, word for word."""
+    values = runs.settings(Path("data"))
+    size = 64 if name != "vit_base_patch32_clip_224" else 16
+    encoder = {"name": "timm", "model_name": name, "image_size": size, "model_args": FAMILIES[name]}
+    values["model"]["encoder"], values["data"]["image_size"] = encoder, size
+    config = RunConfig(**values)
+    model = build_model(config, VOCAB_SIZE).eval()
+    export_encoder(model, config, tmp_path)
+    recipe = re.search(r"```python\nimport json\n(.*?)```", (runs.ROOT / "README.md").read_text(), re.DOTALL)
+    assert recipe
+    pixel_values = model.encoder.normalize(pixels().repeat(1, 1, size // 16, size // 16))
+    names: dict[str, Any] = {"json": json, "pixel_values": pixel_values}
+    exec(recipe[1].replace("runs/quickstart/encoder", str(tmp_path)), names)
+    expected = model.encoder.tokens_of(model.encoder.backbone, pixel_values)
+    found = model.encoder.tokens_of(names["backbone"], pixel_values)
+    assert torch.equal(found, expected)
+    assert names["features"].shape[0] == 3
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
-from lcl_composer.errors import ConfigError, did_you_mean
+from lcl_composer.errors import ConfigError, did_you_mean, one_line
 
 
 class PixelNormalizer(nn.Module):
@@ -39,6 +39,8 @@ class Encoder(nn.Module):
     backbone: Any
     width: int
     tokens_per_image: int
+    #: What ``timm.create_model`` made the backbone of; None: it is of another library.
+    timm_args: dict[str, Any] | None = None
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -102,9 +104,16 @@ class TimmEncoder(Encoder):
     ):
         super().__init__(image_size)
         wanted = pretrained and not torch.empty(0).is_meta  # no memory to put weights into
-        self.backbone = _create_timm(model_name, image_size, wanted, model_args or {})
+        self.backbone, self.timm_args = _create_timm(model_name, image_size, wanted, model_args or {})
         with torch.device("meta"):
-            self._inspect(_create_timm(model_name, image_size, False, model_args or {}))
+            twin, _ = _create_timm(model_name, image_size, False, model_args or {})
+        try:
+            self._inspect(twin)
+        except Exception as error:  # each architecture fails in its own way at a size that is not its own
+            raise ConfigError(
+                f"model.encoder: timm's {model_name!r} gives no patch tokens of {image_size} pixels "
+                f"({one_line(error)}); its own size is {twin.default_cfg['input_size'][-1]}"
+            ) from error
         if gradient_checkpointing:
             self.backbone.set_grad_checkpointing(True)
 
@@ -129,20 +138,29 @@ class TimmEncoder(Encoder):
         return self.backbone.forward_features(self.normalize(pixel_values))[:, 0]
 
 
-def _create_timm(model_name: str, image_size: int, pretrained: bool, model_args: dict[str, Any]) -> Any:
-    """Create the bare timm backbone; see :class:`TimmEncoder` for the errors."""
+def _create_timm(
+    model_name: str, image_size: int, pretrained: bool, model_args: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Create the bare timm backbone; return it and the arguments that ``timm.create_model`` made it of.
+
+    See :class:`TimmEncoder` for the errors.
+    """
     if not timm.is_model(model_name):
         raise ConfigError(
             f"model.encoder.model_name: timm has no model {model_name!r}; "
             + (did_you_mean(model_name, timm.list_models()) if model_name else "see timm.list_models()")
         )
-    sized = {"img_size": image_size} if model_name.startswith(("vit", "deit", "eva", "beit", "swin")) else {}
+    bare = {"model_name": model_name, "num_classes": 0, "global_pool": "", **model_args}
+    sized = {**bare, "img_size": image_size}
     try:
-        return timm.create_model(
-            model_name, pretrained=pretrained, num_classes=0, global_pool="", **sized, **model_args
-        )
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise ConfigError(f"model.encoder: timm could not build {model_name!r}: {error}") from error
+        try:
+            return timm.create_model(pretrained=pretrained, **sized), sized
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return timm.create_model(pretrained=pretrained, **bare), bare  # a ConvNet takes any size
+    except Exception as error:  # each architecture refuses in its own way
+        raise ConfigError(f"model.encoder: timm could not build {model_name!r}: {one_line(error)}") from error
 
 
 class TransformersEncoder(Encoder):
@@ -178,9 +196,9 @@ class TransformersEncoder(Encoder):
             )
             with torch.device("meta"):
                 self._inspect(build(config))
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # each architecture refuses in its own way
             raise ConfigError(
-                f"model.encoder: transformers cannot build {config.model_type!r}: {error}"
+                f"model.encoder: transformers cannot build {config.model_type!r}: {one_line(error)}"
             ) from error
         if gradient_checkpointing:
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -200,7 +218,9 @@ def _transformers_config(
     try:
         config = AutoConfig.from_pretrained(pretrained) if pretrained else AutoConfig.for_model(model_type)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"model.encoder: transformers cannot build {model_type!r}: {error}") from error
+        raise ConfigError(
+            f"model.encoder: transformers cannot build {model_type!r}: {one_line(error)}"
+        ) from error
     known = config.to_dict()
     if not isinstance(known.get("patch_size"), int):
         raise ConfigError(

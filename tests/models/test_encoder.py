@@ -43,6 +43,10 @@ def check(encoder: Encoder, size: int, tokens: int, width: int) -> None:
         ("resnet18", 32, {}, 1, 512),  # one token, from which BatchNorm can learn nothing in a batch of one
         ("swin_tiny_patch4_window7_224", 64, SWIN, 4, 192),  # [I, h, w, C]
         ("convnext_atto", 64, {}, 4, 320),  # its norm belongs to the head: frozen
+        ("flexivit_small", 32, VIT, 16, 24),  # what follows is built for the size, which is not its own
+        ("mixer_s32_224", 64, {}, 4, 512),
+        ("levit_128s", 64, {}, 1, 384),
+        ("maxvit_rmlp_pico_rw_256", 64, {}, 4, 256),
     ],
 )
 def test_timm(name: str, size: int, model_args: dict[str, Any], tokens: int, width: int):
@@ -120,11 +124,13 @@ def test_transformers_pretrained_folder(tmp_path: Path):
         ("vit_base_patch32_clip_223", {}, r"no model .*did you mean 'vit_base_patch32_clip_2"),
         ("vit_base_patch32_clip_224", {"dephth": 2}, "could not build .*dephth"),
         ("vit_base_patch32_clip_224", {**VIT, "num_heads": 5}, "could not build .*divisible"),
+        ("inception_v3", {}, r"gives no patch tokens of 32 pixels \(.*too small\); its own size is 299"),
     ],
 )
 def test_timm_errors(name: str, model_args: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         TimmEncoder(name, 32, model_args=model_args)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
