@@ -102,7 +102,7 @@ class CLIP(Method):
             image_PE = self.pooler(self.patch_tokens(batch))
         else:
             image_PE = self.image_proj(self.class_tokens(batch))
-        text_PE = self.context_proj(self.context_norm(outputs_TE[batch["anchors"]]))
+        text_PE = self.context_proj(self.context_norm(outputs_TE.index_select(0, batch["anchors"])))
         return {"image_features": image_PE, "text_features": text_PE}
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
@@ -113,6 +113,6 @@ class CLIP(Method):
         heads = [head.weight.numel() for head in (self.image_proj, self.context_proj) if head is not None]
         return {
             **flops,
-            "language_model": language_model_flops(self.language_model, batch["cu_seqlens"].diff()),
+            "language_model": language_model_flops(self.language_model, batch["lengths"]),
             "heads": 2 * len(batch["anchors"]) * sum(heads),
         }

@@ -142,6 +142,6 @@ class LCL(Method):
         return {
             **super().forward_flops(batch),
             "pooler": pooler_flops(self.pooler, self.encoder.tokens_per_image, batch),
-            "language_model": language_model_flops(self.language_model, torch.tensor(batch["lengths"])),
+            "language_model": language_model_flops(self.language_model, batch["lengths"]),
             "heads": 2 * heads,
         }

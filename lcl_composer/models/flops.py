@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,14 +53,14 @@ def pooler_flops(pooler: AttentivePooler, tokens: int, batch: PackedBatch) -> in
     return len(batch["pixel_values"]) * values + paired * latent + read * slots
 
 
-def language_model_flops(language_model: TransformersLM, lengths: Tensor) -> int:
+def language_model_flops(language_model: TransformersLM, lengths: Sequence[int]) -> int:
     """Operations of a batch's forward: matrices a token, causal attention a document.
 
     A query at position t attends to t + 1 keys; both its products with keys and with values count.
 
     Args:
         language_model: Its backbone's matrices, embeddings apart, are multiplied once a token.
-        lengths: Tokens of each document, int [D].
+        lengths: Tokens of each document.
     """
     config: Any = language_model.backbone.config
     tables = (m.weight for m in language_model.modules() if isinstance(m, nn.Embedding))
@@ -68,10 +68,9 @@ def language_model_flops(language_model: TransformersLM, lengths: Tensor) -> int
     parameters = [p for p in language_model.parameters() if p.dim() == 2 and id(p) not in embeddings]
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    pairs = int((lengths.long() * (lengths.long() + 1) // 2).sum())
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
     return (
-        2 * int(lengths.sum()) * sum(p.numel() for p in parameters)
-        + 4 * pairs * width * config.num_hidden_layers
+        2 * sum(lengths) * sum(p.numel() for p in parameters) + 4 * pairs * width * config.num_hidden_layers
     )
 
 

@@ -11,6 +11,8 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.features import extract_features, open_image_folder
 from lcl_composer.evaluation.gallery import Gallery
 from lcl_composer.evaluation.retrieval import collect_features, evaluate_retrieval
+from lcl_composer.methods.contrast import Contrast
+from lcl_composer.methods.method import Term
 from tests.distributed import run_ranks
 from tests.evaluation.batches import make_batch
 from tests.evaluation.fakes import Words
@@ -18,10 +20,12 @@ from tests.evaluation.folders import to_tensor, write_folder
 
 
 class Eye(nn.Module):
-    """Mean colours of four corners, and the word before the image."""
+    """Mean colours of four corners, and the word before the image; a method as far as retrieval looks."""
 
     def __init__(self) -> None:
         super().__init__()
+        sides = ("image_features", "context_features")
+        self.contrast_term = Term(1.0, "pairs", sides, Contrast(self))
         torch.manual_seed(0)
         self.words = nn.Embedding(16, 12)
 
