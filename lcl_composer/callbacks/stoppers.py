@@ -38,7 +38,7 @@ class EarlyStopper(composer.callbacks.EarlyStopper):
         patience: str = "1ep",
     ):
         super().__init__(monitor, dataloader_label, comp, min_delta, patience)
-        self._comp = comp
+        self._comp: Better | None = comp
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the metric and its direction; raises ConfigError."""
@@ -72,7 +72,7 @@ class ThresholdStopper(composer.callbacks.ThresholdStopper):
         self, monitor: str, threshold: float, dataloader_label: str = "eval", comp: Better | None = None
     ):
         super().__init__(monitor, dataloader_label, threshold, comp=comp)
-        self._comp = comp
+        self._comp: Better | None = comp
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the metric and its direction; raises ConfigError."""

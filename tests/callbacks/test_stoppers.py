@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from composer.core import Timestamp
-from lcl_composer.models.metrics import HeldOutLoss
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import BinaryAccuracy
 
 from lcl_composer.callbacks.stoppers import EarlyStopper, ThresholdStopper
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.metrics import HeldOutLoss
 
 
 class FakeState:
