@@ -144,8 +144,12 @@ def evaluate(
 
 @app.command()
 def inspect(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="MDS shards of Documents, as lcl convert writes them.")],
     html: Annotated[Path | None, typer.Option(metavar="PAGE", help="Write one offline page instead.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Take all that a run's YAML says instead of flags.")
+    ] = None,
     tokenizer: Annotated[str, typer.Option(help="clip, or the path of a tokenizers JSON file.")] = "clip",
     max_tokens: Annotated[
         int | None,
@@ -164,10 +168,18 @@ def inspect(
     sample: Annotated[int, typer.Option(min=1, help="Documents to count, evenly spread.")] = 1000,
 ) -> None:
     """Show documents as the model will see them, and the health of the data set."""
-    from lcl_composer.commands.inspect import print_inspection
+    from lcl_composer.commands.inspect import print_inspection, viewer_of_run
     from lcl_composer.data.interleave import LayoutRules
+    from lcl_composer.data.tokenizer import loaded_tokenizer
     from lcl_composer.inspect.survey import split_limits
+    from lcl_composer.inspect.view import Viewer
 
+    shown = {"documents": documents, "sample": sample}
+    if config is not None:
+        flags = {name for name in context.params if _given(context, name)}
+        viewer, image_size = viewer_of_run(config, flags, epoch)
+        print_inspection(out, html, viewer, image_size=image_size, **shown)
+        return
     split_at, split_for = split_limits(out)
     rules = LayoutRules(
         split_for if tokens_per_image is None else tokens_per_image,
@@ -175,14 +187,10 @@ def inspect(
         image_first_probability,
         min_context_tokens,
     )
-    print_inspection(
-        out,
-        html,
-        tokenizer,
-        rules,
-        documents=documents,
-        sample=sample,
-        image_size=image_size,
-        seed=seed,
-        epoch=epoch,
-    )
+    viewer = Viewer(loaded_tokenizer(tokenizer), rules, seed, epoch)
+    print_inspection(out, html, viewer, image_size=image_size, **shown)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

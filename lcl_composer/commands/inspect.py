@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.data.tokenizer import loaded_tokenizer
+from lcl_composer.errors import ConfigError
 from lcl_composer.inspect.health import FATES
 from lcl_composer.inspect.histogram import histogram
 from lcl_composer.inspect.inspect_page import data_set_name, scope, settings, tiles, write_page
@@ -20,35 +19,58 @@ from lcl_composer.inspect.view import Viewer
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
+#: Flags that a run's YAML stands for.
+_OF_THE_RUN = frozenset(
+    (
+        *("tokenizer", "max_tokens", "tokens_per_image", "image_first_probability", "min_context_tokens"),
+        *("image_size", "seed"),
+    )
+)
+
+
+def viewer_of_run(path: Path, flags: set[str], epoch: int) -> tuple[Viewer, int]:
+    """Return what sees documents as a run will, and the side of its images in pixels.
+
+    Args:
+        path: The run's YAML.
+        flags: Options given beside it.
+        epoch: Epoch, from 0.
+
+    Raises:
+        ConfigError: If a flag says what the YAML says too, or the YAML has mistakes.
+        DataError: If the tokenizer's file is missing.
+    """
+    import torch
+
+    from lcl_composer import registry
+    from lcl_composer.config import compose
+    from lcl_composer.methods.build import build_tokenizer, layout_rules
+
+    if twice := sorted(flags & _OF_THE_RUN):
+        raise ConfigError(f"--{twice[0].replace('_', '-')}: --config says it already; give one of them")
+    run = compose(path, []).run
+    with torch.device("meta"):
+        encoder = registry.encoders.build(run.model.encoder.spec())
+    rules = layout_rules(run, encoder.tokens_per_image)
+    return Viewer(build_tokenizer(run), rules, run.seed, epoch), run.data.image_size
+
+
 def print_inspection(
-    folder: Path,
-    page: Path | None,
-    tokenizer: str,
-    rules: LayoutRules,
-    *,
-    documents: int,
-    sample: int,
-    image_size: int,
-    seed: int,
-    epoch: int,
+    folder: Path, page: Path | None, viewer: Viewer, *, documents: int, sample: int, image_size: int
 ) -> None:
     """Inspect a data set: write the page if one is named, otherwise print a summary.
 
     Args:
         folder: MDS shards of Documents.
         page: HTML file to write, or None.
-        tokenizer: ``clip``, or the path of a ``tokenizers`` JSON file.
-        rules: How documents become tokens.
+        viewer: Sees documents as the model will.
         documents: Documents to show.
         sample: Documents to count.
         image_size: Side of the images that the model gets, in pixels.
-        seed: Seed of the run.
-        epoch: Epoch, from 0.
 
     Raises:
-        LCLError: If the data set or the tokenizer cannot be read.
+        LCLError: If the data set cannot be read.
     """
-    viewer = Viewer(loaded_tokenizer(tokenizer), rules, seed, epoch)
     console = Console()
     found = survey(folder, viewer, image_size, sample, documents, progress=console.is_terminal)
     if page is None:

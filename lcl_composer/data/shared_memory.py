@@ -86,8 +86,13 @@ def _owned(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, str]]:
 
 
 def _numbers_in_use(shm: Path, proc: Path) -> set[str]:
-    """Return the numbers with a segment that some process maps."""
-    pattern = re.compile(rf"{re.escape(str(shm))}/{_SEGMENTS.pattern}(?: \(deleted\))?$", re.MULTILINE)
+    """Return the numbers with a segment that some process maps.
+
+    A process that has a ``/dev/shm`` of its own maps the same names on another device: those are not ours.
+    """
+    device = os.stat(shm).st_dev
+    place = rf"{os.major(device):02x}:{os.minor(device):02x} \d+ +{re.escape(str(shm))}"
+    pattern = re.compile(rf" {place}/{_SEGMENTS.pattern}(?: \(deleted\))?$", re.MULTILINE)
     numbers: set[str] = set()
     for maps in proc.glob("[0-9]*/maps"):
         try:

@@ -11,6 +11,7 @@ from lcl_composer.data.document import Document, Text
 from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.synthetic.shapes import ShapesGenerator
+from tests import runs
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,15 @@ def test_errors_are_one_line(arguments, message):
 def test_bars():
     assert bars({1: 1, 2: 8, 4: 4}) == "▁█ ▄"
     assert bars({}) == ""
+
+
+def test_a_runs_yaml_says_what_the_flags_say(shapes, tmp_path):
+    values = runs.settings(shapes, tokenizer={"name": "bpe", "path": str(shapes / "bpe.json")})
+    path = runs.write_yaml(tmp_path, values)
+    output = run(shapes / "set", "--config", path, "--documents", 13)
+    flags = ["--tokenizer", shapes / "bpe.json", "--tokens-per-image", 4]
+    flags += ["--max-tokens", 64, "--image-size", 16]
+    assert output == run(shapes / "set", *flags, "--documents", 13)
+    both = ["inspect", str(shapes / "set"), "--config", str(path), "--max-tokens", "64"]
+    refused = CliRunner().invoke(app, both)
+    assert "--max-tokens: --config says it already" in refused.output

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from multiprocessing.shared_memory import SharedMemory
@@ -87,3 +88,36 @@ def test_nothing_is_touched_where_processes_cannot_be_seen(number: str, tmp_path
     assert not clean_shared_memory(temporary=tmp_path, proc=tmp_path)
     assert (SHM / f"{number}_locals").exists()
     clean_shared_memory(temporary=tmp_path)
+
+
+#: Holds a segment of this name in a /dev/shm of its own until its input ends.
+ELSEWHERE = """
+mount -t tmpfs tmpfs /dev/shm && exec {python} -c "
+import sys
+from multiprocessing.shared_memory import SharedMemory
+segment = SharedMemory('{name}', create=True, size=8)
+print('there', flush=True)
+sys.stdin.read()
+segment.unlink()
+"
+"""
+
+
+def test_a_job_with_a_shared_memory_of_its_own_keeps_nothing_here(number: str, tmp_path: Path):
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no `unshare` here")
+    name = f"{number}_locals"
+    leak(name)
+    script = ELSEWHERE.format(python=sys.executable, name=name)
+    command = ["unshare", "-m", "sh", "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as job:
+        assert job.stdin is not None
+        assert job.stdout is not None
+        started = job.stdout.readline()
+        removed = clean_shared_memory(temporary=tmp_path)
+        job.stdin.close()
+        if not started:
+            pytest.skip("`unshare -m` is not permitted here")
+    assert SHM / name in removed
