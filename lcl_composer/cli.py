@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from lcl_composer.commands.convert import ConvertGroup
-from lcl_composer.errors import LCLError
+from lcl_composer.errors import LCLError, print_to_any_terminal
 
 
 class ErrorGroup(TyperGroup):
@@ -20,6 +20,7 @@ class ErrorGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
+        print_to_any_terminal()
         try:
             return super().invoke(ctx)
         except LCLError as error:

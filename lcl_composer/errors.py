@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import sys
 from collections.abc import Iterable
 
 
@@ -31,3 +33,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """Return another library's message on one line, cut at ``limit`` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def print_to_any_terminal() -> None:
+    """Print what the terminal's encoding lacks as "?", where Python would end with UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

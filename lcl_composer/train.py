@@ -15,6 +15,7 @@ from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.trial import this_device
 from lcl_composer.crash import told_in_one_line
 from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.errors import print_to_any_terminal
 from lcl_composer.kernels import resolve_backend
 from lcl_composer.nodes import name_signal_files_by_node, on_first_rank
 from lcl_composer.prepare import prepare
@@ -39,6 +40,7 @@ def train(path: Path, overrides: list[str]) -> None:
         SystemExit: The run was asked to stop and wrote a checkpoint.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
+    print_to_any_terminal()
     composed = compose(path, overrides, this_device())
     only_safe_loads()
     mend_composer()

@@ -80,3 +80,9 @@ def test_a_runs_yaml_says_what_the_flags_say(shapes, tmp_path):
     both = ["inspect", str(shapes / "set"), "--config", str(path), "--max-tokens", "64"]
     refused = CliRunner().invoke(app, both)
     assert "--max-tokens: --config says it already" in refused.output
+
+
+def test_a_terminal_that_knows_ascii_only(shapes):
+    done = CliRunner(charset="ascii").invoke(app, ["inspect", str(shapes / "set"), "--documents", "1"])
+    assert done.exit_code == 0, done.exception
+    assert "?" in done.output
