@@ -64,7 +64,7 @@ def test_it_is_clean_and_listed_at_once(checkout: Path) -> None:
             assert done.returncode == 0, done.stdout
     output = lcl("list", "callbacks")
     assert "latent_spread_too" in output
-    assert "Standard deviation of the latents of held-out images" in output
+    assert "Standard deviation of the features of held-out images" in output
     assert callbacks.problems({"name": "latent_spread_too", "evry": "1ba"})
 
 
