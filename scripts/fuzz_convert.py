@@ -97,8 +97,8 @@ def run(sample: Sample, whole: int, number: int, seed: int, scratch: Path) -> tu
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
-        for path in scratch.iterdir():
-            shutil.rmtree(path)
+        for path in scratch.iterdir():  # folders, and the failures of a conversion that kept nothing
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not problem and time.monotonic() - started > LIMIT:
         problem = f"took over {LIMIT:.0f} s"
     name = victim.relative_to(copy)
