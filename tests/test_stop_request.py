@@ -177,10 +177,14 @@ def test_two_launches_of_one_name_and_a_launcher_that_dies(experiment: Path, tmp
     """The second launch is refused on both ranks; ranks without a launcher end behind a checkpoint."""
     jobs.append(Job(experiment, tmp_path, 2, *SLOW))
     ranks = wait_for_batch(jobs[0], 0)
+    for rank in ranks:
+        rank.suspend()  # or the first would be done before the second begins, on a busy machine
     jobs.append(Job(experiment, tmp_path, 2, *SLOW))
     jobs[1].processes[0].join(180)
     assert log_of(jobs[1]).count(f"is in use by another launch (process {ranks[0].pid} on ") == 2
     os.kill(jobs[0].processes[0].pid or 0, signal.SIGUSR1)
+    for rank in ranks:
+        rank.resume()
     _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive
     assert newest(tmp_path) == f"ep0-ba{len(stitch(tmp_path)[0])}-rank0.pt"
