@@ -1,0 +1,176 @@
+"""Every name that `lcl list` prints trains two batches, is killed with SIGKILL and goes on at a relaunch.
+
+Names are read off the registries, so that a new one is tried too; its constructor's needs go into NEEDED.
+Converters train nothing, and methods want data of their own: tests/convert/ and tests/methods/ have them all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcl_composer.config.diagnose import COMPONENTS as ALL_COMPONENTS
+from lcl_composer.config.diagnose import TABLES
+from lcl_composer.registry import REGISTRIES, Registry
+from tests import runs
+from tests.evaluation.folders import write_folder
+
+pytestmark = pytest.mark.slow
+
+COMPONENTS = {key: table for key, table in ALL_COMPONENTS.items() if key != ("method",)}
+#: What constructors cannot do without, by parameter, or by name and parameter.
+NEEDED: dict[str, Any] = {
+    "clipping_threshold": 1.0,
+    "clipping_type": "norm",
+    "documents": 34,
+    "end": 0.2,
+    "contrastive_weight.start": 0.1,
+    "image_resolution.start": 8,
+    "model_type": "dinov2",
+    "monitor": "contrastive",
+    "parts": ["pooler"],
+    "policy": "constant",
+    "rate": 0.5,
+    "t_warmup": "1ba",
+    "threshold": 0.0,
+    "train": "probe/train",
+    "until": "3ba",
+    "val": "probe/val",
+}
+#: What they could do without, but not in a test.
+SMALL: dict[str, dict[str, Any]] = {
+    "transformers": {
+        "image_size": 16,
+        "model_args": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8},
+    },
+    "early_stopper": {"patience": "100ep"},
+    "stop_gradient": {"images": True},
+}
+#: Algorithms that take timm's VisionTransformer apart.
+TIMM_ONLY = {"image_resolution", "patch_dropout"}
+KILL = '''"""Kill."""
+
+import os
+import signal
+
+from composer.core import Callback
+
+
+class Kill(Callback):
+    """SIGKILL after two batches."""
+
+    def batch_start(self, state, logger):
+        if state.timestamp.batch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+_NAMES = {key: table.names() for key, table in (COMPONENTS | TABLES).items()}
+ROUNDS = max(len(names) for key, names in _NAMES.items() if key in COMPONENTS)
+
+
+def spec(table: Registry[Any], name: str) -> dict[str, Any]:
+    """What a YAML has to say to have a component."""
+    needed = [k for k, p in table.parameters(name).items() if p.default is inspect.Parameter.empty]
+    return {key: NEEDED.get(f"{name}.{key}", NEEDED.get(key)) for key in needed} | SMALL.get(name, {})
+
+
+def _of_round(names: list[str], number: int) -> list[str]:
+    """Every ROUNDS-th name; of fewer names than rounds, one."""
+    return names[number::ROUNDS] or [names[number % len(names)]]
+
+
+def experiment(number: int, data: Path) -> dict[str, Any]:
+    """The settings of a round: of each kind the next name, of tables every ROUNDS-th one."""
+    values = runs.settings(data, max_duration="4ba", save_interval="1ba", eval_interval="2ba")
+    values["data"]["eval"] = {"local": str(data / "held_out"), "num_workers": 0}
+    for key, table in (TABLES | COMPONENTS).items():  # algorithms before the encoder
+        names = _NAMES[key]
+        section = values
+        for part in key[:-1]:
+            section = section[part]
+        if key in TABLES:
+            section[key[-1]] = {name: spec(table, name) for name in _of_round(names, number)}
+            continue
+        name = names[number % len(names)]
+        if key == ("model", "encoder") and TIMM_ONLY & set(values["algorithms"]):
+            name = "timm"
+        if section.get(key[-1], {}).get("name") != name:
+            section[key[-1]] = {"name": name, **spec(table, name)}
+    if values["tokenizer"]["name"] == "bpe":
+        values["tokenizer"]["path"] = str(data / "tokenizer.json")
+    return values
+
+
+def launch(folder: Path, yaml: Path, overrides: list[str]) -> int | None:
+    """Train in a process of its own; a server that has imported everything forks it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lcl_composer.train", "composer", "tests.test_listed"])
+    process = context.Process(target=train_here, args=(folder, yaml, overrides))
+    process.start()
+    process.join(180)
+    return process.exitcode
+
+
+def train_here(folder: Path, yaml: Path, overrides: list[str]) -> None:
+    """Train in this process, its output in a file."""
+    import torch
+
+    from lcl_composer.train import train
+
+    with (folder / "output.txt").open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(folder)
+    os.environ["WANDB_MODE"] = "offline"
+    sys.argv = ["train.py"]
+    torch.set_num_threads(1)
+    train(yaml, overrides)
+
+
+def test_every_name_is_in_a_round(tmp_path: Path) -> None:
+    assert {id(t) for t in (COMPONENTS | TABLES).values()} >= {
+        id(table) for kind, table in REGISTRIES.items() if kind not in ("converters", "methods")
+    }
+    experiments = [experiment(number, tmp_path) for number in range(ROUNDS)]
+    for key, names in _NAMES.items():
+        tried: set[str] = set()
+        for values in experiments:
+            section: Any = values
+            for part in key:
+                section = section[part]
+            tried |= set(section) if key in TABLES else {section["name"]}
+        assert tried == set(names), key
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for part, seed in (("train", 0), ("val", 1)):
+        write_folder(folder / "probe" / part, 3, seed=seed)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_two_batches_kill_and_relaunch(data: Path, tmp_path: Path, number: int) -> None:
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/kill.py").write_text(KILL)
+    (tmp_path / "probe").symlink_to(data / "probe")
+    values = experiment(number, data)
+    yaml = runs.write_yaml(tmp_path, values)
+    killed = launch(tmp_path, yaml, ["callbacks.kill={}"])
+    output = (tmp_path / "output.txt").read_text()
+    assert killed == -9, output
+    assert launch(tmp_path, yaml, []) == 0, (tmp_path / "output.txt").read_text()[len(output) :]
+    lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, lines) if "loss/train/total" in row]
+    assert steps == [1, 2, 3, 4]
+    assert (tmp_path / "runs/tiny/encoder/model.safetensors").is_file()
+    for logger in values["loggers"]:
+        assert list((tmp_path / "runs/tiny" / logger).iterdir())
