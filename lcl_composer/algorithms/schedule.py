@@ -69,13 +69,22 @@ class Schedule:
             return _epochs(state)
         if unit != TimeUnit.DURATION:
             return float(state.timestamp.get(unit).value)
-        if state.max_duration is None:
-            raise ValueError("a schedule in 'dur' needs max_duration")
-        if state.max_duration.unit == TimeUnit.EPOCH:
-            return _epochs(state) / state.max_duration.value
-        elapsed = state.get_elapsed_duration()
-        assert elapsed is not None, "max_duration is known"
-        return float(elapsed.value)
+        return share_done(state)
+
+
+def share_done(state: State) -> float:
+    """The share of the training that is done; of one in epochs by its batches, where Composer's stands still.
+
+    Raises:
+        ValueError: If the length of the training is not known.
+    """
+    if state.max_duration is None:
+        raise ValueError("a share of the training ('dur') needs max_duration")
+    if state.max_duration.unit == TimeUnit.EPOCH:
+        return _epochs(state) / state.max_duration.value
+    elapsed = state.get_elapsed_duration()
+    assert elapsed is not None, "max_duration is known"
+    return float(elapsed.value)
 
 
 def in_batches(key: str, time: str, least: int = 1) -> int:

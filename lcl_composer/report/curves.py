@@ -48,7 +48,7 @@ def panels(keys: Iterable[str]) -> list[Panel]:
     """The panels of a run that logged these keys: each loss of its method, then what every run has."""
     names = {key.removeprefix(_LOSS) for key in keys if key.startswith(_LOSS)} - {"total"}
     losses = [
-        Panel(f"{spelled(name)} loss", "nats", f"{_LOSS}{name}", f"metrics/eval/{name}", smooth=True)
+        Panel(f"{spelled(name)} loss", unit_of(name), f"{_LOSS}{name}", f"metrics/eval/{name}", smooth=True)
         for name in sorted(names)
     ]
     return [*losses, *_PANELS]
@@ -57,6 +57,11 @@ def panels(keys: Iterable[str]) -> list[Panel]:
 def spelled(name: str) -> str:
     """The name of a loss as a heading: ``image_text_matching`` as "Image text matching"."""
     return name.replace("_", " ").capitalize()
+
+
+def unit_of(name: str) -> str:
+    """The unit of a loss by its name; empty for one that is no log-likelihood we know of."""
+    return {"contrastive": "nats", "generation": "nats a token"}.get(name, "")
 
 
 _INK, _LINE, _HELD_OUT = "#333333", "#1f5fa8", "#d1661f"

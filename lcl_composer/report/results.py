@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median, stdev
 
-from lcl_composer.report.curves import spelled
+from lcl_composer.report.curves import spelled, unit_of
 from lcl_composer.report.run import Run
 from lcl_composer.report.summary import loss_ends
 from lcl_composer.report.variants import Line, Variant
@@ -128,9 +128,9 @@ def throughput(variants: Sequence[Variant]) -> list[Row]:
 def _losses(variants: Sequence[Variant], prefix: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Names of the losses that any run logged, their units, and the settings that they depend on."""
     keys = {key for variant in variants for run in variant.runs for key in run.keys}
-    known = {"contrastive": ("nats", _NEGATIVES), "generation": ("nats a token", _TEXT)}
+    known = {"contrastive": _NEGATIVES, "generation": _TEXT}
     for name in sorted({key.removeprefix(prefix) for key in keys if key.startswith(prefix)} - {"total"}):
-        yield name, *known.get(name, ("", ("method", *_NEGATIVES, *_TEXT)))
+        yield name, unit_of(name), known.get(name, ("method", *_NEGATIVES, *_TEXT))
 
 
 def _training(variants: Sequence[Variant]) -> list[Quantity]:

@@ -9,7 +9,7 @@ from PIL import Image
 from lcl_composer.callbacks.curves import Curves
 from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
 from lcl_composer.callbacks.training_metrics import TrainingMetrics
-from lcl_composer.report.curves import plot_curves, smoothed
+from lcl_composer.report.curves import panels, plot_curves, smoothed
 from tests.callbacks.training import make_trainer
 
 
@@ -67,3 +67,11 @@ def test_nothing_logged_writes_nothing(tmp_path: Path) -> None:
 def test_gaps_do_not_spread() -> None:
     values = smoothed(np.array([1.0, np.nan, 3.0, 3.0]), 3)
     assert values.tolist() == [1.0, 2.0, 3.0, 3.0]
+
+
+def test_every_loss_of_a_method_has_a_panel_with_its_unit() -> None:
+    keys = {"loss/train/total", "loss/train/generation", "loss/train/image_matching"}
+    found = {panel.title: (panel.unit, panel.held_out) for panel in panels(keys)}
+    assert found["Generation loss"] == ("nats a token", "metrics/eval/generation")
+    assert found["Image matching loss"] == ("", "metrics/eval/image_matching")
+    assert found["Total loss"] == ("weighted sum", None)
