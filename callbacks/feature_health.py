@@ -64,7 +64,8 @@ class FeatureHealth(Periodic):
         metrics = {f"{side}_effective_rank": effective_rank(x) for side, x in sides.items()}
         metrics |= {f"{side}_uniformity": uniformity(x) for side, x in sides.items()}
         metrics["alignment"] = alignment(sides["image"], sides["context"])
-        metrics["logit_scale"] = float(contrast_of(method_of(state), "callbacks.feature_health").scale())
+        _, contrast = contrast_of(method_of(state), "callbacks.feature_health")
+        metrics["logit_scale"] = float(contrast.scale())
         logger.log_metrics({f"feature_health/{name}": value for name, value in metrics.items()})
         for side in sides:
             self._warn_of_collapse(side, metrics[f"{side}_effective_rank"], int(state.timestamp.batch))
@@ -72,13 +73,12 @@ class FeatureHealth(Periodic):
     def _features(self, state: State) -> dict[str, Tensor]:
         """Unit features [P, E] of both sides, float32 on the CPU."""
         model = method_of(state)
-        contrast_of(model, "callbacks.feature_health")
-        reads = model.contrast_term.reads if model.contrast_term else ()
+        term, _ = contrast_of(model, "callbacks.feature_health")
         with evaluating(state):
             parts = [model(to_device(batch, device_of(model))) for batch in self.held_out.batches(state)]
         return {
             side: torch.nn.functional.normalize(torch.cat([p[name] for p in parts]).float().cpu(), dim=1)
-            for side, name in zip(("image", "context"), reads, strict=True)
+            for side, name in zip(("image", "context"), term.reads, strict=True)
         }
 
     def _warn_of_collapse(self, side: str, rank: float, batch: int) -> None:

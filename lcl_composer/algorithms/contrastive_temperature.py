@@ -73,7 +73,7 @@ class ContrastiveTemperature(Scheduled):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Set or leave the value; log it; drop its gradient."""
         model = method_of(state)
-        contrast = contrast_of(model, "algorithms.contrastive_temperature")
+        _, contrast = contrast_of(model, "algorithms.contrastive_temperature")
         if event == Event.AFTER_BACKWARD:
             if contrast.logit_scale.grad is not None:
                 contrast.logit_scale.grad.zero_()
@@ -92,7 +92,7 @@ class ContrastiveTemperature(Scheduled):
 
     def prepare(self, model: Method) -> None:
         """Set bounds and start."""
-        contrast = contrast_of(model, "algorithms.contrastive_temperature")
+        _, contrast = contrast_of(model, "algorithms.contrastive_temperature")
         contrast.logit_scale_max = 1 / self.floor if self.floor else contrast.logit_scale_max
         contrast.logit_scale_min = 1 / self.ceiling if self.ceiling else contrast.logit_scale_min
         if self.start is None:
@@ -103,7 +103,7 @@ class ContrastiveTemperature(Scheduled):
 
     def set(self, model: Method, value: float) -> float:
         """Write the temperature into the parameter; return it as clamped to its bounds."""
-        contrast = contrast_of(model, "algorithms.contrastive_temperature")
+        _, contrast = contrast_of(model, "algorithms.contrastive_temperature")
         with torch.no_grad():
             contrast.logit_scale.fill_(-math.log(value))
         return 1 / float(contrast.scale())

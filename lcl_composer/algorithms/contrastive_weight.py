@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled, Shape
 from lcl_composer.errors import ConfigError
-from lcl_composer.methods.method import Method, Term
+from lcl_composer.methods.method import Method, contrast_of
 
 
 class ContrastiveWeight(Scheduled):
@@ -38,7 +38,7 @@ class ContrastiveWeight(Scheduled):
         Raises:
             ConfigError: If all weights would be 0, or the method contrasts nothing.
         """
-        term = _contrast_term(model)
+        term, _ = contrast_of(model, "algorithms.contrastive_weight")
         others = sum(other.weight for other in model.terms.values() if other is not term)
         if others == 0 and min(self.schedule.start, self.schedule.end) == 0:
             raise ConfigError(
@@ -49,13 +49,6 @@ class ContrastiveWeight(Scheduled):
 
     def set(self, model: Method, value: float) -> float:
         """Set lambda."""
-        _contrast_term(model).weight = value
+        term, _ = contrast_of(model, "algorithms.contrastive_weight")
+        term.weight = value
         return value
-
-
-def _contrast_term(model: Method) -> Term:
-    if model.contrast_term is None:
-        raise ConfigError(
-            f"algorithms.contrastive_weight: the method {type(model).__name__} contrasts nothing; remove it"
-        )
-    return model.contrast_term

@@ -51,7 +51,7 @@ class GradCache(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Cache at the start of an attempt, hand out before each forward, clear at the end."""
         model = method_of(state)
-        contrast = contrast_of(model, "algorithms.grad_cache")
+        term, contrast = contrast_of(model, "algorithms.grad_cache")
         if event == Event.BATCH_START:
             self._batch = state.batch
         elif event == Event.BEFORE_TRAIN_BATCH:
@@ -61,8 +61,7 @@ class GradCache(Algorithm):
             microbatches = split_batch(
                 self._batch, state.device_train_microbatch_size or len(self._batch["ids"])
             )
-            assert model.contrast_term is not None
-            wanted = len(microbatches) > 1 and model.contrast_term.weight
+            wanted = len(microbatches) > 1 and term.weight
             self._pieces = _cache(state, model, microbatches) if wanted else []
         elif event == Event.BEFORE_FORWARD and self._pieces:
             piece = self._pieces.pop(0)
@@ -93,8 +92,7 @@ class _Piece:
 
 def _cache(state: State, model: Method, microbatches: list[PackedBatch]) -> list[_Piece]:
     """Features of all microbatches, the contrast over all ranks, its gradients by microbatch."""
-    contrast, term = contrast_of(model, "algorithms.grad_cache"), model.contrast_term
-    assert term is not None
+    term, contrast = contrast_of(model, "algorithms.grad_cache")
     randoms: list[_Random] = []
     parts: list[list[Tensor]] = []  # of each microbatch, the two sides
     with torch.no_grad(), get_precision_context(state.precision, state.precision_config):

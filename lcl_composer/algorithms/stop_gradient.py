@@ -35,5 +35,5 @@ class StopGradient(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Throw the switches of the method's contrast."""
-        contrast = contrast_of(method_of(state), "algorithms.stop_gradient")
+        _, contrast = contrast_of(method_of(state), "algorithms.stop_gradient")
         contrast.stop_gradient_images, contrast.stop_gradient_contexts = self.images, self.contexts

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.finite import check_finite
-
-if TYPE_CHECKING:
-    from lcl_composer.methods.method import Method
+from lcl_composer.methods.method import Method, contrast_of
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,7 @@ def collect_features(model: Method, batches: Iterable[PackedBatch], max_images: 
         ConfigError: If the method contrasts nothing.
         DataError: On all ranks, if a feature is not finite.
     """
-    if model.contrast_term is None:
-        raise ConfigError(f"retrieval: the method {type(model).__name__} contrasts nothing; remove it")
-    image_side, other_side = model.contrast_term.reads
+    image_side, other_side = contrast_of(model, "retrieval")[0].reads
     _, world_size = world()
     wanted = None if max_images is None else -(-max_images // world_size)
     device, keys, images, contexts = device_of(model), [], [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -65,26 +65,10 @@ class CLIP(Method):
         nn.init.normal_(self.context_proj.weight, std=width**-0.5)  # as OpenCLIP's text_projection
         self.terms = {"contrastive": Term(1.0, "pairs", ("image_features", "text_features"), contrast)}
 
-    @property
-    def parts(self) -> dict[str, nn.Module]:
-        """Encoder and language model, and the pooler where there is one."""
-        named = {name: getattr(self, name) for name in self.part_names}
-        return {name: part for name, part in named.items() if part is not None}
-
     @classmethod
     def contrasts(cls, settings: Mapping[str, Any]) -> bool:
         """Always."""
         return True
-
-    @classmethod
-    def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """A scale that is none, or starts beyond its bound."""
-        if not 0 < settings["logit_scale_init"] <= settings["logit_scale_max"]:
-            yield (
-                "logit_scale_init",
-                f"is {settings['logit_scale_init']}, must be above 0 and at most logit_scale_max, "
-                f"{settings['logit_scale_max']}",
-            )
 
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
         """A text and the image beside it."""

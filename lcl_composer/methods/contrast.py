@@ -35,9 +35,6 @@ class Contrast:
         logit_scale_init: Scale (1 / temperature) at the start.
         logit_scale_max: The scale is clamped to at most this.
         backend: ``torch`` or ``triton`` for the fused loss; None chooses by device.
-
-    Raises:
-        ValueError: If a scale is not above 0, or starts above its bound.
     """
 
     def __init__(
@@ -48,11 +45,6 @@ class Contrast:
         logit_scale_max: float = 100.0,
         backend: str | None = None,
     ):
-        if not 0 < logit_scale_init <= logit_scale_max:
-            raise ValueError(
-                f"logit_scale_init {logit_scale_init} must be above 0 and at most logit_scale_max, "
-                f"{logit_scale_max}"
-            )
         bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS)) if loss == "sigmoid" else None
         owner.register_parameter("logit_scale", nn.Parameter(torch.tensor(math.log(logit_scale_init))))
         owner.register_parameter("logit_bias", bias)

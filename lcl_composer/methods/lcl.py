@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -77,17 +77,6 @@ class LCL(Method):
     def contrasts(cls, settings: Mapping[str, Any]) -> bool:
         """Where L_con has a weight."""
         return settings["contrastive_weight"] > 0
-
-    @classmethod
-    def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Weights that train nothing or the opposite, and a scale that starts beyond its bound."""
-        for name in ("contrastive_weight", "generation_weight"):
-            if settings[name] < 0:
-                yield name, f"is {settings[name]}, a weight must be at least 0"
-        if settings["logit_scale_init"] <= 0:
-            yield "logit_scale_init", f"is {settings['logit_scale_init']}, must be above 0"
-        if settings["logit_scale_init"] > settings["logit_scale_max"]:
-            yield "logit_scale_init", f"is above logit_scale_max, {settings['logit_scale_max']}"
 
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
         """The layout of the released code: images as tokens in their places."""

@@ -6,6 +6,7 @@ know no method.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -93,8 +94,13 @@ class Method(ComposerModel):
 
     @classmethod
     def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield the setting and what is wrong for settings that do not fit one another."""
-        yield from ()
+        """Yield the setting and what is wrong: weights below 0, a scale that is none or beyond its bound."""
+        for name, value in settings.items():
+            if name.endswith("_weight") and value < 0:
+                yield name, f"is {value}, a weight must be at least 0"
+        scale, most = settings.get("logit_scale_init", 1.0), settings.get("logit_scale_max", math.inf)
+        if not 0 < scale <= most:
+            yield "logit_scale_init", f"is {scale}, must be above 0 and at most logit_scale_max, {most}"
 
     @abstractmethod
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
@@ -106,8 +112,9 @@ class Method(ComposerModel):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The networks by name; what belongs to none of them is ``heads``."""
-        return {name: getattr(self, name) for name in self.part_names}
+        """The networks by name, those that are None left out; what belongs to none of them is ``heads``."""
+        named = {name: getattr(self, name) for name in self.part_names}
+        return {name: part for name, part in named.items() if part is not None}
 
     def part_of(self, parameter_name: str) -> str:
         """The part that a parameter of this name belongs to."""
@@ -218,8 +225,8 @@ def method_of(state: State) -> Method:
     return cast(Method, model)
 
 
-def contrast_of(method: Method, asks: str) -> Contrast:
-    """The method's contrast.
+def contrast_of(method: Method, asks: str) -> tuple[Term, Contrast]:
+    """The term of a method that contrasts, and its contrast.
 
     Args:
         method: The method.
@@ -231,4 +238,4 @@ def contrast_of(method: Method, asks: str) -> Contrast:
     term = method.contrast_term
     if term is None or term.contrast is None:
         raise ConfigError(f"{asks}: the method {type(method).__name__} contrasts nothing; remove it")
-    return term.contrast
+    return term, term.contrast

@@ -124,7 +124,10 @@ def test_the_programs_own_parameters_are_refused() -> None:
     [
         ("device_train_microbatch_size=auto", "device_train_microbatch_size: auto would change the number"),
         ("data.image_size=64", "data.image_size: is 64, but the encoder takes 224 pixels"),
-        ("method.logit_scale_max=10", "method.logit_scale_init: is above logit_scale_max"),
+        (
+            "method.logit_scale_max=10",
+            "at most logit_scale_max, 10",
+        ),
         ("model.language_model.max_position_embeddings=77", "data.max_tokens: is 128, beyond"),
         ("global_train_batch_size=0", "should be greater than 0"),
         ("run_name=a/b", "run_name: "),
