@@ -15,7 +15,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.collate import collate, make_sample, num_samples, split_batch
+from lcl_composer.data.collate import Sample, bad_sample, collate, make_sample, num_samples, split_batch
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.paired import Paired
@@ -27,6 +27,8 @@ from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.language_model import TransformersLM
 from lcl_composer.models.open_clip import from_open_clip, to_open_clip
 from tests import runs
+from tests.algorithms.training import as_launched
+from tests.distributed import run_ranks
 from tests.methods.whole_runs import assert_resumes_exactly, pairs, settings
 from tests.models.tiny import (
     EMBED_DIM,
@@ -49,7 +51,7 @@ def model_of(**options: Any) -> CLIP:
     return CLIP(tiny_encoder(), tiny_language_model(), **options)
 
 
-def batch_of(count: int) -> PackedBatch:
+def samples_of(count: int) -> list[Sample]:
     rng = np.random.default_rng(0)
     samples = []
     for index in range(count):
@@ -57,7 +59,11 @@ def batch_of(count: int) -> PackedBatch:
         pixels = rng.integers(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
         layout = PAIR(document(text, IMAGE, name=f"d{index}"), rng)
         samples.append(make_sample(f"d{index}", layout, torch.from_numpy(pixels)))
-    return collate(samples)
+    return samples
+
+
+def batch_of(count: int) -> PackedBatch:
+    return collate(samples_of(count))
 
 
 def plain_loss(model: CLIP, rows: PackedBatch, sigmoid: bool) -> Tensor:
@@ -97,6 +103,37 @@ def test_microbatches_add_up_to_losses_of_their_own() -> None:
     shares = [model.loss(model(part), part)["total"].item() * num_samples(part) / 6 for part in parts]
     expected = [plain_loss(model, part, False).item() / 2 for part in parts]
     assert shares == pytest.approx(expected, rel=1e-5)
+
+
+#: Pairs of each rank of four documents; the others are bad, so that a rank may have none.
+UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
+
+
+def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, dict[str, Tensor]]:
+    """One rank's gradients by loss; DDP takes their mean."""
+    as_launched(rank, ranks)
+    pairs_before = sum(UNEVEN[ranks][:rank])
+    mine = samples_of(8)[pairs_before : pairs_before + UNEVEN[ranks][rank]]
+    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
+    found = {}
+    for contrastive in ("info_nce", "sigmoid"):
+        model = model_of(contrastive=contrastive)
+        model.loss(model(rows), rows)["total"].backward()
+        found[contrastive] = gradients(model)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", UNEVEN)
+def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
+    found = run_ranks(ranks, gradients_of_a_rank)
+    for contrastive in ("info_nce", "sigmoid"):
+        model = model_of(contrastive=contrastive)
+        loss = plain_loss(model, batch_of(sum(UNEVEN[ranks])), contrastive == "sigmoid")
+        expected = torch.autograd.grad(loss, list(model.parameters()))
+        for (name, _), grad in zip(model.named_parameters(), expected, strict=True):
+            mean = torch.stack([of_rank[contrastive][name] for of_rank in found]).mean(0)
+            torch.testing.assert_close(mean, grad, rtol=1e-4, atol=1e-6, msg=f"{contrastive}: {name}")
 
 
 def test_a_pair_is_laid_out_as_open_clip_does() -> None:
