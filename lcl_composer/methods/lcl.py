@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
-from lcl_composer.losses import generation_loss
 from lcl_composer.methods.contrast import Contrast, ContrastiveLoss
+from lcl_composer.methods.generation import Generation
 from lcl_composer.methods.method import Method, Outputs, Term
 from lcl_composer.models.encoder import Encoder
 from lcl_composer.models.flops import language_model_flops, pooler_flops
@@ -60,17 +60,13 @@ class LCL(Method):
         self.language_model = language_model
         self.context_norm = nn.LayerNorm(width)
         self.context_proj = nn.Linear(width, width, bias=False)
-        self.generation_norm = nn.Identity() if language_model.has_final_norm else nn.LayerNorm(width)
-        self.generation_head = nn.Linear(width, vocab_size, bias=False)
+        self.generation = Generation(self, language_model, vocab_size, backend)
         nn.init.normal_(self.context_proj.weight, std=width**-0.5)  # as OpenCLIP's text_projection
         contrast = Contrast(self, contrastive, logit_scale_init, logit_scale_max, backend)
         sides = ("image_features", "context_features")
-        self.backend = backend
         self.terms = {
             "contrastive": Term(contrastive_weight, "pairs", sides, contrast),
-            "generation": Term(
-                generation_weight, "targets", ("hidden", "targets"), self._generation, self.generation_head
-            ),
+            "generation": self.generation.term(generation_weight),
         }
 
     @classmethod
@@ -97,8 +93,7 @@ class LCL(Method):
         return {
             "image_features": latents_PE,
             "context_features": context_PE,
-            "hidden": self.generation_norm(outputs_TE.index_select(0, batch["predicting"])),
-            "targets": batch["targets"].index_select(0, batch["predicting"]),
+            **self.generation.outputs(batch, outputs_TE),
         }
 
     def _images(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,23 +109,16 @@ class LCL(Method):
         slots = starts.index_select(0, read)[:, None] + kept_IK[: len(starts)].index_select(0, read)
         return latents_PE, image_tokens_SE, slots.flatten()
 
-    def _generation(self, hidden_NE: Tensor, targets_N: Tensor, total: Tensor) -> Tensor:
-        """This rank's share of L_gen."""
-        return generation_loss(
-            hidden_NE, self.generation_head.weight, targets_N, total=total, backend=self.backend
-        )
-
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part.
 
         The heads are the vocabulary's matrix a target and the projection of the context an anchored image.
         The contrastive logits, under a hundredth of the rest, are left out.
         """
-        targets, paired = len(batch["predicting"]), len(batch["paired"])
-        heads = targets * self.generation_head.weight.numel() + paired * self.context_proj.weight.numel()
+        contexts = 2 * len(batch["paired"]) * self.context_proj.weight.numel()
         return {
             **super().forward_flops(batch),
             "pooler": pooler_flops(self.pooler, self.encoder.tokens_per_image, batch),
             "language_model": language_model_flops(self.language_model, batch["lengths"]),
-            "heads": 2 * heads,
+            "heads": self.generation.flops(batch) + contexts,
         }

@@ -1,0 +1,63 @@
+"""What every method that predicts tokens shares: the norm after the language model, the head, the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lcl_composer.data.batch import PackedBatch
+from lcl_composer.losses import generation_loss
+from lcl_composer.methods.method import Outputs, Term
+from lcl_composer.models.language_model import TransformersLM
+
+
+class Generation:
+    """Cross-entropy of the token that a position predicts, over the targets of the global batch.
+
+    Norm and head are modules of the method itself, ``generation_norm`` and ``generation_head``, in every
+    checkpoint.
+
+    Args:
+        owner: The method.
+        language_model: Its hidden size is E; where its output is normalised already, the norm does nothing.
+        vocab_size: Rows V of the head.
+        backend: ``torch`` or ``triton`` for the fused loss; None chooses by device.
+    """
+
+    def __init__(
+        self, owner: nn.Module, language_model: TransformersLM, vocab_size: int, backend: str | None = None
+    ):
+        width = language_model.hidden_size
+        owner.generation_norm = nn.Identity() if language_model.has_final_norm else nn.LayerNorm(width)
+        owner.generation_head = nn.Linear(width, vocab_size, bias=False)
+        self._owner: Any = owner
+        self.backend = backend
+
+    def term(self, weight: float) -> Term:
+        """The loss as a term of the method."""
+        return Term(weight, "targets", ("hidden", "targets"), self, self._owner.generation_head)
+
+    def normalise(self, outputs: Tensor) -> Tensor:
+        """The language model's outputs [N, E] after the norm."""
+        return self._owner.generation_norm(outputs)
+
+    def outputs(self, batch: PackedBatch, outputs_TE: Tensor) -> Outputs:
+        """What the loss reads of the language model's outputs [T, E].
+
+        Returns:
+            ``hidden`` [N, E] at the N positions that predict, after the norm; ``targets`` [N] int64.
+        """
+        return {
+            "hidden": self.normalise(outputs_TE.index_select(0, batch["predicting"])),
+            "targets": batch["targets"].index_select(0, batch["predicting"]),
+        }
+
+    def __call__(self, hidden_NE: Tensor, targets_N: Tensor, total: Tensor) -> Tensor:
+        """This rank's and microbatch's share of the loss."""
+        head = self._owner.generation_head
+        return generation_loss(hidden_NE, head.weight, targets_N, total=total, backend=self.backend)
+
+    def flops(self, batch: PackedBatch) -> int:
+        """Operations of the head in a batch's forward: the vocabulary's matrix a target."""
+        return 2 * len(batch["predicting"]) * self._owner.generation_head.weight.numel()
