@@ -147,7 +147,11 @@ encoders: Registry[Any] = Registry(
 )
 methods: Registry[Any] = Registry(
     "method",
-    {"clip": "lcl_composer.methods.clip:CLIP", "lcl": "lcl_composer.methods.lcl:LCL"},
+    {
+        "clip": "lcl_composer.methods.clip:CLIP",
+        "emu": "lcl_composer.methods.emu:Emu",
+        "lcl": "lcl_composer.methods.lcl:LCL",
+    },
     dropins="methods",
     injected=("encoder", "pooler", "language_model", "vocab_size"),
 )

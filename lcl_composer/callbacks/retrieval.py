@@ -15,7 +15,7 @@ from lcl_composer.callbacks.pictures import show
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.retrieval import collect_features
-from lcl_composer.methods.method import method_of
+from lcl_composer.methods.method import contrast_of, method_of
 
 _PAIRS_SHOWN = 64
 _SIDE = 384  # pixels
@@ -38,7 +38,8 @@ class Retrieval(Periodic):
         self.max_images = max_images
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Raise ConfigError where there is nothing to search in."""
+        """Raise ConfigError where there is nothing to search in, or the method contrasts nothing."""
+        contrast_of(method_of(state), "callbacks.retrieval")
         if not state.evaluators:
             raise ConfigError("callbacks.retrieval: searches held-out documents; set data.eval")
 

@@ -94,14 +94,16 @@ class Interleaved:
     Attributes:
         tokenizer: Encodes the texts.
         rules: How to lay out.
+        regresses: As in :func:`lay_out`.
     """
 
     tokenizer: Tokenizer
     rules: LayoutRules
+    regresses: bool = False
 
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a document."""
-        return lay_out(document, self.tokenizer, self.rules, rng)
+        return lay_out(document, self.tokenizer, self.rules, rng, self.regresses)
 
 
 @dataclass(slots=True)
@@ -149,7 +151,11 @@ class _Sequence:
 
 
 def lay_out(
-    document: Document, tokenizer: Tokenizer, rules: LayoutRules, rng: np.random.Generator
+    document: Document,
+    tokenizer: Tokenizer,
+    rules: LayoutRules,
+    rng: np.random.Generator,
+    regresses: bool = False,
 ) -> TokenLayout:
     """Lay out a document's tokens, targets, images and anchors.
 
@@ -161,6 +167,9 @@ def lay_out(
         tokenizer: Encodes the texts; structural tokens spelled out in a text are dropped.
         rules: How to lay out.
         rng: Draws the side of each floating image, one number each.
+        regresses: A loss predicts the slots of every image and none contrasts: all slots stay, and nothing is
+            an anchor. Of an image that ends a document the last slot runs too, though it predicts nothing, so
+            that all images have as many.
 
     Returns:
         The layout. It is empty (T = 0, I = 0) when no loss can see anything of the document.
@@ -178,7 +187,7 @@ def lay_out(
     if pieces and isinstance(pieces[-1], list) and sequence.room > 0:
         sequence.add([tokenizer.end_of_text], True)
     sequence.cut_tokens += shortened
-    return _cut_dead_work(sequence)
+    return _cut_dead_work(sequence, regresses)
 
 
 def _place_floating(
@@ -223,15 +232,16 @@ def _shorten_pair(pieces: list[list[int] | int], rules: LayoutRules) -> int:
     return surplus
 
 
-def _cut_dead_work(sequence: _Sequence) -> TokenLayout:
-    """End the LM input at the last position with a target or an anchor, and drop images that feed no loss."""
+def _cut_dead_work(sequence: _Sequence, regresses: bool) -> TokenLayout:
+    """End the LM input at the last position that a loss reads, and drop images that feed no loss."""
     tokens = np.array(sequence.tokens, dtype=np.int64)
     targets = np.full(len(tokens), IGNORE, dtype=np.int64)
     targets[:-1] = np.where(sequence.predicted[1:], tokens[1:], IGNORE)
-    last = max(
-        [-1, *np.flatnonzero(targets != IGNORE)[-1:], *(p for _, p, anchored in sequence.starts if anchored)]
-    )
-    kept = [s for s in sequence.starts if s[2] or s[1] < last]
+    starts = [(image, p, anchored and not regresses) for image, p, anchored in sequence.starts]
+    read = [p for _, p, anchored in starts if anchored]
+    read += [p + sequence.rules.tokens_per_image for _, p, _ in starts if regresses]
+    last = max([-1, *np.flatnonzero(targets != IGNORE)[-1:], *read])
+    kept = [s for s in starts if s[2] or s[1] < last]
     return TokenLayout(
         tokens=tokens[: last + 1],
         targets=targets[: last + 1],

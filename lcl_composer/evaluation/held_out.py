@@ -12,6 +12,7 @@ from lcl_composer.evaluation.evaluation import Evaluation, Row
 from lcl_composer.evaluation.gallery import Gallery
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.retrieval import collect_features
+from lcl_composer.methods.method import contrast_of
 
 if TYPE_CHECKING:
     from lcl_composer.methods.method import Method
@@ -29,6 +30,10 @@ class HeldOutRetrieval(Evaluation):
 
     def __init__(self, tokenizer: Tokenizer, max_images: int = 256):
         self.max_images, self.gallery = max_images, Gallery(tokenizer)
+
+    def start(self, model: Method) -> None:
+        """Raise ConfigError if the method contrasts nothing."""
+        contrast_of(model, "evaluation.retrieval")
 
     def measure(
         self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
@@ -98,16 +97,12 @@ class LCL(Method):
 
     def _images(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [P, E] of anchored images, tokens [S, E] of images the LM reads, their flat slots [S]."""
-        starts, paired, read = batch["image_starts"], batch["paired"], batch["read"]
+        paired, read = batch["paired"], batch["read"]
         tokens_IKW = self.patch_tokens(batch)
         values_IKE = self.pooler.values(tokens_IKW)
         latents_PE = self.pooler.pool(tokens_IKW.index_select(0, paired), values_IKE.index_select(0, paired))
         image_tokens_SE = self.pooler.proj(values_IKE.index_select(0, read)).flatten(0, 1)
-        kept_IK = self.kept_patches
-        if kept_IK is None:
-            kept_IK = torch.arange(tokens_IKW.shape[1], device=starts.device).expand(len(starts), -1)
-        slots = starts.index_select(0, read)[:, None] + kept_IK[: len(starts)].index_select(0, read)
-        return latents_PE, image_tokens_SE, slots.flatten()
+        return latents_PE, image_tokens_SE, self.slots(batch).flatten()
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part.

@@ -140,6 +140,17 @@ class Method(ComposerModel):
         """
         return self._encode(batch, self.encoder)
 
+    def slots(self, batch: PackedBatch) -> Tensor:
+        """Flat positions [R, K'] of the tokens of the R images that the language model reads.
+
+        K' are the patches that the encoder kept in its last forward.
+        """
+        starts, read, kept_IK = batch["image_starts"], batch["read"], self.kept_patches
+        if kept_IK is None:
+            patches = torch.arange(self.encoder.tokens_per_image, device=starts.device)
+            kept_IK = patches.expand(len(starts), -1)
+        return starts.index_select(0, read)[:, None] + kept_IK[: len(starts)].index_select(0, read)
+
     def class_tokens(self, batch: PackedBatch) -> Tensor:
         """Class tokens [I, W] of a batch's images, in the same way."""
         return self._encode(batch, self.encoder.class_tokens)

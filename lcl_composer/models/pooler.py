@@ -36,6 +36,12 @@ class AttentivePooler(nn.Module):
         self.v = nn.Linear(width, embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
+    def freeze_latent(self) -> None:
+        """Freeze what only the latent depends on, where no loss reads it: DDP stops at such a parameter."""
+        self.query.requires_grad_(False)
+        for part in (self.norm_q, self.norm_k, self.q, self.k):
+            part.requires_grad_(False)
+
     def values(self, tokens: Tensor) -> Tensor:
         """Value vectors of patch tokens: [I, K, W] -> [I, K, E]."""
         return self.v(self.norm_v(tokens))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,12 +17,31 @@ from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
-from tests.models.tiny import bad_batch, batch, document, random_batch, tiny_model
+from lcl_composer.methods.emu import Emu
+from lcl_composer.methods.lcl import LCL
+from lcl_composer.methods.method import Method
+from tests.models.tiny import (
+    RULES,
+    TOKENIZER,
+    bad_batch,
+    batch,
+    document,
+    random_batch,
+    tiny_method,
+    tiny_model,
+)
 
+TEXTS = [document("1 2 3", name="a"), document("4 5", name="b")]
 BATCHES = {
-    "mixed": lambda: random_batch(6),
-    "text only": lambda: batch([document("1 2 3", name="a"), document("4 5", name="b")]),
-    "all bad": lambda: bad_batch(2),
+    "mixed": partial(random_batch, 6),
+    "text only": partial(batch, TEXTS),
+    "all bad": lambda layout: bad_batch(2),
+}
+METHODS = {
+    "lcl": LCL,
+    "lcl sigmoid": partial(LCL, contrastive="sigmoid"),
+    "lcl without contrast": partial(LCL, contrastive_weight=0.0),
+    "emu": Emu,
 }
 
 
@@ -39,25 +59,25 @@ def on_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def step(parts: list[PackedBatch], **options: Any) -> torch.nn.Module:
-    model = tiny_model(**options).to("meta").train()
+def step(model: Method, parts: list[PackedBatch]) -> None:
+    model.to("meta").train()
     for part in parts:
         part = on_meta(part)
         model.loss(model(part), part)["total"].backward()
         model.flops_per_batch(part)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    return model
 
 
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("options", [{}, {"contrastive": "sigmoid"}, {"contrastive_weight": 0.0}], ids=str)
-def test_a_step_asks_the_device_nothing(rows: Any, options: dict[str, Any]):
-    model = step([rows()], **options)
-    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_step_asks_the_device_nothing(rows: Any, method: Any):
+    model = tiny_method(method)
+    step(model, [rows(model.layout(TOKENIZER, RULES))])
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_nor_in_microbatches():
-    step(split_batch(random_batch(6), 2))
+    step(tiny_model(), split_batch(random_batch(6), 2))
 
 
 def test_what_would_wait_raises_there():

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.methods.lcl import LCL
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
-    MAX_TOKENS,
     TOKENS_PER_IMAGE,
     bad_batch,
     batch,
@@ -139,8 +137,7 @@ def test_blank_image_and_blank_token_change_nothing():
 
 def test_without_dead_work_the_losses_are_those_of_the_whole_documents():
     """Cut layouts against the same documents with every token and image run, by hand."""
-    rules = LayoutRules(TOKENS_PER_IMAGE, MAX_TOKENS)
-    model, rows = tiny_model(), batch([TRAILING], rules)
+    model, rows = tiny_model(), batch([TRAILING])
     assert len(rows["tokens"]) == 4  # <start_of_text> 5 6 <start_of_img>
     outputs = model(rows)
     with torch.no_grad():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,16 +11,18 @@ import torch
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, bad_sample, collate, make_sample
 from lcl_composer.data.document import Document, Image, Segment, Text
-from lcl_composer.data.interleave import LayoutRules, lay_out
+from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
 from lcl_composer.methods.lcl import LCL
 from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.language_model import TransformersLM
 from lcl_composer.models.pooler import AttentivePooler
 from tests.data.layouts import NumberTokenizer
 
+M = TypeVar("M")
 IMAGE_SIZE, TOKENS_PER_IMAGE, WIDTH, EMBED_DIM, MAX_TOKENS = 16, 4, 24, 32, 40
 TOKENIZER = NumberTokenizer(first_special=59)  # 64 ids
 RULES = LayoutRules(TOKENS_PER_IMAGE, MAX_TOKENS)
+INTERLEAVED = Interleaved(TOKENIZER, RULES)
 
 
 def tiny_encoder() -> TimmEncoder:
@@ -34,12 +36,17 @@ def tiny_language_model(model_type: str = "opt", **changes: Any) -> Transformers
     return TransformersLM(TOKENIZER.vocab_size, model_type, **options)
 
 
-def tiny_model(model_type: str = "opt", **options: Any) -> LCL:
-    """An LCL with random weights of seed 0; ``options`` are those of LCL."""
+def tiny_method(method: Callable[..., M], model_type: str = "opt", **options: Any) -> M:
+    """A method of encoder, pooler and language model with random weights of seed 0, and its ``options``."""
     torch.manual_seed(0)
     pooler = AttentivePooler(WIDTH, EMBED_DIM, num_heads=4)
     language_model = tiny_language_model(model_type)
-    return LCL(tiny_encoder(), pooler, language_model, TOKENIZER.vocab_size, **options)
+    return method(tiny_encoder(), pooler, language_model, TOKENIZER.vocab_size, **options)
+
+
+def tiny_model(model_type: str = "opt", **options: Any) -> LCL:
+    """An LCL with random weights of seed 0; ``options`` are those of LCL."""
+    return tiny_method(LCL, model_type, **options)
 
 
 def document(*segments: str | Image, name: str = "d") -> Document:
@@ -62,22 +69,22 @@ def random_document(index: int, longest: int = 6) -> Document:
     return Document(f"random-{index}", "test", (*segments, Text("7")))
 
 
-def sample(row: Document, rules: LayoutRules = RULES, seed: int = 0) -> Sample:
+def sample(row: Document, layout: Layout = INTERLEAVED, seed: int = 0) -> Sample:
     """A document laid out, with random uint8 pixels that depend on its id and ``seed``."""
-    layout = lay_out(row, TOKENIZER, rules, np.random.default_rng(0))
-    if not len(layout.tokens):
+    laid_out = layout(row, np.random.default_rng(0))
+    if not len(laid_out.tokens):
         return bad_sample(row.id, "no text", IMAGE_SIZE)
     rng = np.random.default_rng([seed, *row.id.encode()])
     pixels = rng.integers(0, 256, (len(row.images), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
-    return make_sample(row.id, layout, torch.from_numpy(pixels[layout.images]))
+    return make_sample(row.id, laid_out, torch.from_numpy(pixels[laid_out.images]))
 
 
-def batch(rows: Sequence[Document], rules: LayoutRules = RULES) -> PackedBatch:
-    return collate([sample(row, rules) for row in rows])
+def batch(rows: Sequence[Document], layout: Layout = INTERLEAVED) -> PackedBatch:
+    return collate([sample(row, layout) for row in rows])
 
 
-def random_batch(count: int) -> PackedBatch:
-    return batch([random_document(i) for i in range(count)])
+def random_batch(count: int, layout: Layout = INTERLEAVED) -> PackedBatch:
+    return batch([random_document(i) for i in range(count)], layout)
 
 
 def bad_batch(count: int) -> PackedBatch:

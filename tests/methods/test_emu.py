@@ -1,0 +1,194 @@
+"""Emu's layout, losses and gradients against a plain version, over ranks and microbatches; whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcl_composer.data.batch import IGNORE, PackedBatch
+from lcl_composer.data.collate import bad_sample, collate, num_samples, split_batch
+from lcl_composer.data.interleave import Interleaved
+from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.methods.emu import Emu
+from tests import runs
+from tests.algorithms.training import as_launched
+from tests.distributed import run_ranks
+from tests.methods.whole_runs import assert_resumes_exactly, settings
+from tests.models.tiny import (
+    EMBED_DIM,
+    IMAGE,
+    IMAGE_SIZE,
+    RULES,
+    TOKENIZER,
+    TOKENS_PER_IMAGE,
+    bad_batch,
+    batch,
+    document,
+    gradients,
+    random_batch,
+    random_document,
+    sample,
+    tiny_method,
+)
+
+LAYOUT = Interleaved(TOKENIZER, RULES, regresses=True)
+TEXT, LEADING = document("1 2 3", name="text"), document(IMAGE, "3 4", name="leading")
+TRAILING, PICTURE = document("5 6", IMAGE, name="trailing"), document(IMAGE, name="picture")
+
+
+def model_of(**options: Any) -> Emu:
+    return tiny_method(Emu, **options)
+
+
+def plain_losses(model: Emu, rows: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Both losses position by position, each document by itself."""
+    cross_entropies, distances = [], []
+    bounds = rows["cu_seqlens"].tolist()
+    images = model.pooler.proj(model.pooler.values(model.encoder(rows["pixel_values"])))
+    starts = rows["image_starts"].tolist()
+    for begin, end in pairwise(bounds):
+        rows_of_document = list(model.language_model.embed(rows["tokens"][begin:end]))
+        predicted = {}
+        for number, start in enumerate(starts):
+            if begin <= start < end:
+                for k in range(TOKENS_PER_IMAGE):
+                    rows_of_document[start - begin + k] = images[number, k]
+                    predicted[start - begin + k - 1] = images[number, k].detach()
+        length = end - begin
+        outputs = model.language_model(torch.stack(rows_of_document), torch.arange(length), [length])
+        outputs = model.generation_norm(outputs)
+        for position, target in enumerate(rows["targets"][begin:end].tolist()):
+            if target != IGNORE:
+                logits = model.generation_head(outputs[position])
+                cross_entropies.append(F.cross_entropy(logits, torch.tensor(target)))
+        for position, token in predicted.items():
+            distances.append((model.regression_head(outputs[position]) - token).square().mean())
+    return torch.stack(cross_entropies).mean(), torch.stack(distances).mean()
+
+
+def test_all_slots_stay_and_nothing_is_an_anchor() -> None:
+    rng, slot = np.random.default_rng(0), TOKENIZER.image_placeholder
+    layout = LAYOUT(TRAILING, rng)
+    opening = [TOKENIZER.start_of_text, 5, 6, TOKENIZER.start_of_image]
+    assert layout.tokens.tolist() == [*opening, *[slot] * TOKENS_PER_IMAGE]
+    assert layout.targets.tolist() == [*opening[1:], *[IGNORE] * (TOKENS_PER_IMAGE + 1)]
+    assert (layout.image_starts.tolist(), layout.anchors.tolist()) == ([4], [-1])
+    alone = LAYOUT(PICTURE, rng)
+    assert alone.tokens.tolist() == [TOKENIZER.start_of_image, *[slot] * TOKENS_PER_IMAGE]
+    text = LAYOUT(TEXT, rng)
+    assert np.array_equal(text.tokens, Interleaved(TOKENIZER, RULES)(TEXT, rng).tokens)
+
+
+def test_losses_and_gradients_are_those_of_the_paper() -> None:
+    model = model_of(generation_weight=2.0, regression_weight=0.3).double()
+    rows = batch([LEADING, TRAILING, TEXT, PICTURE, *(random_document(i) for i in range(4))], LAYOUT)
+    rows["pixel_values"] = rows["pixel_values"].double() / 128 - 1
+    losses = model.loss(model(rows), rows)
+    generation, regression = plain_losses(model, rows)
+    torch.testing.assert_close(losses["generation"].double(), generation, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["regression"].double(), regression, rtol=1e-5, atol=1e-6)
+    losses["total"].backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    wanted = torch.autograd.grad(2.0 * generation + 0.3 * regression, list(trained.values()))
+    found = gradients(model)
+    for name, expected in zip(trained, wanted, strict=True):
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_target_gets_no_gradient_and_the_input_does() -> None:
+    """Of an image's tokens the last is no input of a prediction, the others are."""
+    model, rows = model_of(generation_weight=0.0), batch([TRAILING], LAYOUT)
+    outputs = model(rows)
+    outputs["image_tokens"].retain_grad()
+    model.loss(outputs, rows)["total"].backward()
+    gradient = outputs["image_tokens"].grad
+    assert gradient is not None
+    assert gradient[0, :-1].abs().amax(1).min() > 0
+    assert not gradient[0, -1].any()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    "rows",
+    [bad_batch(2), batch([TEXT], LAYOUT), batch([PICTURE], LAYOUT), random_batch(4, LAYOUT)],
+    ids=["all bad", "text only", "image only", "mixed"],
+)
+def test_every_parameter_gets_a_gradient(rows: PackedBatch, weights: tuple[float, float]) -> None:
+    model = model_of(generation_weight=weights[0], regression_weight=weights[1])
+    losses = model.loss(model(rows), rows)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    losses["total"].backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad and "encoder" not in n}
+    assert {name.split(".")[1] for name in frozen} == {"query", "norm_q", "norm_k", "q", "k"}
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 2, 3])
+def test_microbatches_give_the_gradient_of_the_batch(microbatch_size: int) -> None:
+    whole, split, rows = model_of(), model_of(), random_batch(7, LAYOUT)
+    whole.loss(whole(rows), rows)["total"].backward()
+    for part in split_batch(rows, microbatch_size):
+        (num_samples(part) / 7 * split.loss(split(part), part)["total"]).backward()
+    expected = gradients(whole)
+    for name, gradient in gradients(split).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+#: Documents of each rank of four; the others are bad, so that a rank may have none.
+UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
+
+
+def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, Tensor]:
+    """One rank's gradients; DDP takes their mean."""
+    as_launched(rank, ranks)
+    first = sum(UNEVEN[ranks][:rank])
+    mine = [sample(random_document(first + i), LAYOUT) for i in range(UNEVEN[ranks][rank])]
+    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
+    model = model_of()
+    model.loss(model(rows), rows)["total"].backward()
+    return gradients(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", UNEVEN)
+def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
+    found = run_ranks(ranks, gradients_of_a_rank)
+    model, rows = model_of(), random_batch(sum(UNEVEN[ranks]), LAYOUT)
+    model.loss(model(rows), rows)["total"].backward()
+    for name, expected in gradients(model).items():
+        mean = torch.stack([of_rank[name] for of_rank in found]).mean(0)
+        torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_forward_is_what_torch_counts() -> None:
+    model, rows = model_of().eval(), random_batch(6, LAYOUT)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        outputs = model(rows)
+        outputs["hidden"] @ model.generation_head.weight.T
+    # torch counts whole score matrices, of which a causal kernel computes half
+    above_diagonal = sum(n * (n - 1) // 2 for n in rows["lengths"]) * 4 * EMBED_DIM * 2
+    assert sum(model.forward_flops(rows).values()) + above_diagonal == counter.get_total_flops()
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield runs.write_data(tmp_path / "data", [runs.made_up(index) for index in range(30)])
+    clean_shared_memory()
+
+
+@pytest.mark.slow
+def test_a_run_with_patch_dropout_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    changes = {"device_train_microbatch_size": 2, "algorithms": {"patch_dropout": {"rate": 0.5}}}
+    values = settings(data, {"name": "emu"}, **changes)
+    assert_resumes_exactly(tmp_path, values | {"evaluation": {}})
