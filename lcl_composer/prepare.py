@@ -62,7 +62,7 @@ def _prepare_tokenizer(spec: dict[str, Any], generator: DocumentGenerator) -> No
     if spec["name"] != "bpe":
         return
     path = Path(spec["path"])
-    settings = generator.settings() | {"vocab_size": _VOCAB_SIZE}
+    settings = generator.text_settings() | {"vocab_size": _VOCAB_SIZE}
 
     def train() -> None:
         path.unlink(missing_ok=True)

@@ -252,6 +252,7 @@ converters: Registry[Any] = Registry(
         "nocaps": "lcl_composer.convert.nocaps:NoCaps",
         "obelics": "lcl_composer.convert.obelics:Obelics",
         "omnicorpus": "lcl_composer.convert.obelics:OmniCorpus",
+        "pairs": "lcl_composer.convert.document_pairs:DocumentPairs",
         "table": "lcl_composer.convert.table:Table",
     },
 )

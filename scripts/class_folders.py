@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lcl_composer.data.document import Document
 from lcl_composer.data.folders import whole_folder
-from lcl_composer.inspect.shards import open_shards, sample
+from lcl_composer.data.shards import open_shards, sample
 
 MIN_IMAGES = 10
 SPLITS = {"train": "train", "held_out": "val"}

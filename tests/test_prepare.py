@@ -113,6 +113,17 @@ def test_other_settings_make_documents_and_tokenizer_anew(
     assert (data / "probe").stat().st_ino != pictures
 
 
+def test_the_pairs_of_a_run_share_its_tokenizer_but_not_its_folder(run: Any, tmp_path: Path, ends: Any):
+    prepare(run)
+    tokenizer = (tmp_path / "data/tokenizer.json").stat().st_ino
+    with pytest.raises(DataError, match=r"a run is using it, .*\(pairs False, now True\); choose"):
+        prepare(with_documents(run, 40, pairs=True))
+    ends()
+    prepare(with_documents(run, 40, pairs=True))
+    assert (tmp_path / "data/tokenizer.json").stat().st_ino == tokenizer
+    assert json.loads((tmp_path / "data/train/index.json").read_text())["shards"][0]["samples"] > 40
+
+
 def test_what_a_run_uses_is_not_made_anew(run: Any, tmp_path: Path, ends: Any):
     prepare(run)
     prepare(run)  # another run of the same settings

@@ -39,7 +39,7 @@ class Paired:
         if len(document.images) != 1 or len(texts) != 1:
             raise DataError(
                 f"document {document.id!r}: {len(document.images)} images and {len(texts)} texts, not one of "
-                "each; this method takes pairs, as lcl convert captions, img2dataset or mmc4-pairs make"
+                "each; this method takes pairs, as lcl convert captions, img2dataset or pairs make"
             )
         structural = structural_ids(self.tokenizer)
         ids = [i for i in self.tokenizer.encode(texts[0]) if i not in structural]

@@ -9,10 +9,10 @@ from rich.progress import track
 
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.result import REPORT_FILE
+from lcl_composer.data.shards import open_shards, sample, spread
 from lcl_composer.errors import DataError
 from lcl_composer.inspect.health import Health
 from lcl_composer.inspect.pictures import Picture, picture
-from lcl_composer.inspect.shards import open_shards, sample, spread
 from lcl_composer.inspect.view import DocumentView, Viewer
 
 

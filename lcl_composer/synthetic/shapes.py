@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -24,10 +24,20 @@ _VERSION = 1
 SETTINGS_FILE = "generator.json"
 
 
+class Picture(NamedTuple):
+    """A scene and what its document says of it, before it and after."""
+
+    scene: Scene
+    before: str
+    after: str
+
+
 class DocumentGenerator(Protocol):
     """A source of made-up documents. Equal settings give equal documents, always and everywhere."""
 
-    documents_count: int
+    def __len__(self) -> int:
+        """Return how many documents it makes."""
+        ...
 
     def settings(self) -> dict[str, Any]:
         """Return all that the documents depend on, as JSON values."""
@@ -38,7 +48,11 @@ class DocumentGenerator(Protocol):
         ...
 
     def texts(self) -> Iterator[str]:
-        """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
+        """Yield what a tokenizer is trained on, without drawing."""
+        ...
+
+    def text_settings(self) -> dict[str, Any]:
+        """Return all that :meth:`texts` depend on, as JSON values."""
         ...
 
     def probe_settings(self) -> dict[str, Any]:
@@ -67,6 +81,8 @@ class ShapesGenerator:
         max_images: Most pictures a document; the number is drawn evenly between the two.
         max_groups: Most groups of like objects a picture, 1 to 4; more make it harder to learn.
         floating: Pictures go before or after the text that follows them, drawn each epoch, as in MMC4.
+        pairs: Yield the pictures of these documents one by one, each floating around all that its document
+            says of it: for methods on pairs, from the same pictures and sentences.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -82,6 +98,7 @@ class ShapesGenerator:
         max_images: int = 3,
         max_groups: int = 3,
         floating: bool = False,
+        pairs: bool = False,
     ):
         if split not in ("train", "held_out"):
             raise ConfigError(f"shapes: split is {split!r}; use 'train' or 'held_out'")
@@ -99,9 +116,14 @@ class ShapesGenerator:
         self.max_images = max_images
         self.max_groups = max_groups
         self.floating = floating
+        self.pairs = pairs
 
     def settings(self) -> dict[str, Any]:
         """Return all that the documents depend on, as JSON values."""
+        return {**self.text_settings(), "pairs": self.pairs}
+
+    def text_settings(self) -> dict[str, Any]:
+        """Return the settings without ``pairs``, so that documents and their pairs share a tokenizer."""
         names = (
             "documents_count",
             "image_size",
@@ -115,22 +137,29 @@ class ShapesGenerator:
         return {"generator": "shapes", "version": _VERSION, **{name: getattr(self, name) for name in names}}
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents, ids ``shapes-<split>-000000`` and up."""
+        """Yield the documents, ids ``shapes-<split>-000000`` and up, or their pairs, with ``#0`` and up."""
+        source = f"generated shapes, seed {self.seed}"
         for index in range(self.documents_count):
-            plan, rng = self._plan(index), self._stream(index, "render")
-            segments: list[Segment] = [
-                Image(render(part, self.image_size, rng), self.floating)
-                if isinstance(part, Scene)
-                else Text(part)
-                for part in plan
-            ]
+            (start, pictures), rng = self._plan(index), self._stream(index, "render")
+            drawn = [render(picture.scene, self.image_size, rng) for picture in pictures]
             name = f"shapes-{self.split}-{index:06d}"
-            yield Document(id=name, source=f"generated shapes, seed {self.seed}", segments=tuple(segments))
+            if not self.pairs:
+                yield Document(name, source, self._interleaved(_texts(start, pictures), drawn))
+                continue
+            for number, (picture, data) in enumerate(zip(pictures, drawn, strict=True)):
+                text = Text(f"{picture.before} {picture.after}")
+                yield Document(f"{name}#{number}", source, (Image(data, floats=True), text))
+
+    def __len__(self) -> int:
+        """How many :meth:`documents` yields."""
+        if not self.pairs:
+            return self.documents_count
+        return sum(len(self._plan(index)[1]) for index in range(self.documents_count))
 
     def texts(self) -> Iterator[str]:
-        """Yield the text segments of :meth:`documents` without drawing, to train a tokenizer on."""
+        """Yield the text segments of the interleaved documents without drawing, to train a tokenizer on."""
         for index in range(self.documents_count):
-            yield from (part for part in self._plan(index) if isinstance(part, str))
+            yield from _texts(*self._plan(index))
 
     def probe_settings(self) -> dict[str, Any]:
         """Return all that the probe's pictures depend on, as JSON values."""
@@ -144,17 +173,29 @@ class ShapesGenerator:
         # A text key: seeded through SHA-512, equal in every process and Python version.
         return Random(f"shapes/{_VERSION}/{self.seed}/{self.split}/{index}/{purpose}")
 
-    def _plan(self, index: int) -> list[str | Scene]:
-        """Return document ``index`` as text and scenes in turn, text first and last."""
+    def _plan(self, index: int) -> tuple[str, list[Picture]]:
+        """Return how document ``index`` starts, and its pictures."""
         rng = self._stream(index, "plan")
-        parts: list[str | Scene] = []
-        text = opening(rng)
+        start, pictures = opening(rng), []
         for position in range(rng.randint(self.min_images, self.max_images)):
             scene = draw_scene(rng, self.split, self.max_groups)
             sentence, hidden = before(scene, position, rng)
-            parts += [text + sentence, scene]
-            text = after(scene, hidden, rng) + " "
-        return [*parts, text.strip()]
+            pictures.append(Picture(scene, sentence, after(scene, hidden, rng)))
+        return start, pictures
+
+    def _interleaved(self, texts: list[str], drawn: list[bytes]) -> tuple[Segment, ...]:
+        """Return texts and pictures in turn, text first and last."""
+        segments: list[Segment] = [Text(texts[0])]
+        for data, text in zip(drawn, texts[1:], strict=True):
+            segments += [Image(data, self.floating), Text(text)]
+        return tuple(segments)
+
+
+def _texts(start: str, pictures: list[Picture]) -> list[str]:
+    """Return the text segments of a document, one more than it has pictures."""
+    befores = [picture.before for picture in pictures]
+    between = [f"{picture.after} {text}" for picture, text in zip(pictures, befores[1:], strict=False)]
+    return [start + befores[0], *between, pictures[-1].after]
 
 
 def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool = True) -> None:
@@ -174,7 +215,7 @@ def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool
             return
     with whole_folder(target) as partial:
         with DocumentWriter(str(partial)) as writer:
-            total, off = generator.documents_count, None if progress else True  # None: off in a file
+            total, off = len(generator), None if progress else True  # None: off in a file
             for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=off):
                 writer.write(document)
         (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))

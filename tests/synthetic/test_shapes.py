@@ -27,7 +27,7 @@ from lcl_composer.synthetic.scenes import (
     split_of,
 )
 from lcl_composer.synthetic.shapes import ShapesGenerator, generate_documents
-from lcl_composer.synthetic.text import after, before
+from lcl_composer.synthetic.text import _OPENINGS, after, before
 
 
 def digest(documents: list[Document]) -> str:
@@ -196,3 +196,30 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(DataError, match="no generator made"):
         generate_documents(ShapesGenerator(1), str(tmp_path), progress=False)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_pairs_are_the_pictures_and_sentences_of_the_documents(split):
+    """Nothing but a general opening is in a document and in none of its pairs."""
+    documents = list(ShapesGenerator(30, split=split).documents())
+    generator = ShapesGenerator(30, split=split, pairs=True)
+    pairs = list(generator.documents())
+    assert len(pairs) == len(generator) == sum(len(d.images) for d in documents) > 45
+    remaining = iter(pairs)
+    for document in documents:
+        said = " ".join(s.text for s in document.segments if isinstance(s, Text))
+        mine = [next(remaining) for _ in document.images]
+        assert [pair.id for pair in mine] == [f"{document.id}#{i}" for i in range(len(mine))]
+        assert [pair.images[0].data for pair in mine] == [image.data for image in document.images]
+        assert all(len(pair.segments) == 2 and pair.images[0].floats for pair in mine)
+        told = " ".join(pair.segments[1].text for pair in mine)  # type: ignore[union-attr]
+        assert said.endswith(told)
+        assert said.removesuffix(told) in ("", *_OPENINGS)
+
+
+def test_documents_and_pairs_have_the_tokenizer_in_common():
+    documents, pairs = ShapesGenerator(20), ShapesGenerator(20, pairs=True)
+    assert documents.settings() != pairs.settings()
+    assert documents.text_settings() == pairs.text_settings()
+    assert list(documents.texts()) == list(pairs.texts())
+    assert documents.text_settings() != ShapesGenerator(21).text_settings()

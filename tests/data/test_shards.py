@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 
+from lcl_composer.data import shards as module
 from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.shards import open_shards, sample, spread
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import DataError
-from lcl_composer.inspect import shards as module
-from lcl_composer.inspect.shards import open_shards, sample, spread
 from tests.inspect.conftest import RED
 
 

@@ -1,10 +1,10 @@
-"""Reads a spread of the documents of MDS shards, a shard in memory at a time, and writes nothing."""
+"""Reads documents of MDS shards, all or a spread, a shard in memory at a time, and writes nothing."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def open_shards(folder: Path) -> Shards:
             if wrong := [name for name, encoding in MDS_COLUMNS.items() if columns.get(name) != encoding]:
                 raise DataError(
                     f"{path}: column {wrong[0]!r} is {columns.get(wrong[0], 'missing')}, not "
-                    f"{MDS_COLUMNS[wrong[0]]}; only data sets of Documents (lcl convert) can be inspected"
+                    f"{MDS_COLUMNS[wrong[0]]}; only data sets of Documents (lcl convert) can be read here"
                 )
         present = [shard for shard in shards if shard["samples"] and _stored(folder, shard)]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -86,6 +86,17 @@ def sample(shards: Shards, count: int) -> Iterator[Document | DataError]:
         first += shard["samples"]
 
 
+def read_shard(folder: Path, shard: dict[str, Any]) -> Iterator[Document | DataError]:
+    """Yield all documents of a shard, given by its entry in the index of ``folder``.
+
+    A document whose record does not add up is yielded as the error.
+
+    Raises:
+        DataError: If the shard is damaged.
+    """
+    return _documents(folder, shard, range(shard["samples"]))
+
+
 def spread(total: int, count: int) -> list[int]:
     """Return ``count`` whole numbers below ``total``, evenly apart and rising; all of them if fewer."""
     if count >= total:
@@ -93,7 +104,7 @@ def spread(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def _documents(folder: Path, shard: dict[str, Any], places: list[int]) -> Iterator[Document | DataError]:
+def _documents(folder: Path, shard: dict[str, Any], places: Iterable[int]) -> Iterator[Document | DataError]:
     reader = MDSReader.from_json(str(folder), None, shard)
     name = shard["raw_data"]["basename"]
     data = _load(folder, shard)
@@ -114,6 +125,12 @@ def _load(folder: Path, shard: dict[str, Any]) -> bytes:
         if get_hash(algorithm, data) != expected:
             raise DataError(f"{path}: its {algorithm} is not that of the index; copy or convert it anew")
     return decompress(shard["compression"], data) if packed else data
+
+
+def shard_file(folder: Path, shard: dict[str, Any]) -> Path:
+    """The file of a shard that is present."""
+    path, _, _ = _stored(folder, shard) or (folder / shard["raw_data"]["basename"], {}, False)
+    return path
 
 
 def _stored(folder: Path, shard: dict[str, Any]) -> tuple[Path, dict[str, Any], bool] | None:
