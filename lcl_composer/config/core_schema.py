@@ -78,6 +78,15 @@ for _kind in ("null", "bool", "int", "float"):
     CoreLoader.add_constructor(f"{_TAG}{_kind}", _scalar)
 
 
+def _string(dumper: CoreDumper, text: str) -> yaml.ScalarNode:
+    """In double quotes where PyYAML would fold the text at a break of lines that YAML 1.2 does not know."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style)
+
+
+CoreDumper.add_representer(str, _string)
+
+
 def parse_yaml(text: str) -> Any:
     """Return the value of one YAML document; raises yaml.YAMLError."""
     return yaml.load(text, Loader=CoreLoader)

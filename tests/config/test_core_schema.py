@@ -63,6 +63,13 @@ def test_what_is_written_is_read_back(value: Any) -> None:
     assert parse_yaml(format_yaml(value)) == value
 
 
+@pytest.mark.parametrize("break_", ["\n", "\r", "\r\n", "\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize("form", ["{}", "a{}", "{}a", "a{}b", "a {} b", "{0}{0}", "'{}\"", "#{}"])
+def test_line_breaks_are_kept(break_: str, form: str) -> None:
+    text = form.format(break_)
+    assert parse_yaml(format_yaml({text: [text, {text: text}]})) == {text: [text, {text: text}]}
+
+
 @pytest.mark.parametrize("text", ["on", "010", "1_6", "1e5", "0o7"])
 def test_ambiguous_strings_are_quoted(text: str) -> None:
     """So that readers of YAML 1.1 see a string too."""
