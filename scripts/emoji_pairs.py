@@ -3,9 +3,10 @@
 
     python scripts/emoji_pairs.py data/real/packages data/real/emoji
 
-writes ``OUT/GROUP/CODE-ARTIST.png`` and ``.txt``, for ``lcl convert captions`` and ``scripts/class_folders.py``.
-A caption is the emoji's name and keywords, alike for the three artists, so that all pictures of an emoji are
-held out together. Variants in skin tone are left out: their captions differ in the tone alone.
+writes ``OUT/GROUP/CODE-ARTIST.png`` and ``.txt``, for ``lcl convert captions``; the groups are classes for
+``scripts/class_folders.py``. A caption is the emoji's name and keywords, alike for the three artists, so that
+all pictures of an emoji are held out together. Variants in skin tone are left out: their captions differ in
+the tone alone.
 """
 
 from __future__ import annotations

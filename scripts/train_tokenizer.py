@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A byte-level BPE of the texts of converted sets: a small vocabulary for a small model.
 
-    python scripts/train_tokenizer.py data/real/tokenizer.json data/real/gimp/train data/real/emoji/train
+python scripts/train_tokenizer.py data/real/tokenizer.json data/real/gimp/train data/real/emoji/train
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lcl_composer.data.document import Text
+from lcl_composer.data.shards import open_shards, sample
 from lcl_composer.data.tokenizer import train_bpe
-from lcl_composer.inspect.shards import open_shards, sample
 
 VOCAB_SIZE = 4096
 

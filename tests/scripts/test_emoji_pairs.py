@@ -12,10 +12,11 @@ from PIL import Image as PILImage
 from scripts.emoji_pairs import SHEETS, SIDE, read_emoji, write_pairs
 from tests.data.conftest import png
 
-DRAWING = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><rect width="72" height="72" fill="red"/></svg>'
+DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72">
+<rect width="72" height="72" fill="red"/></svg>"""
 
 
-def record(code: str, name: str, group: str, tags: str = "", more: str = "", tone: str = "") -> dict[str, str]:
+def record(code: str, name: str, group: str, tags: str = "", more: str = "", tone: str = "") -> dict:
     return {
         "hexcode": code,
         "annotation": name,
