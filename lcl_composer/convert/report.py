@@ -145,38 +145,35 @@ class ConversionReport:
 
     def drop(self, reason: str, name: str) -> None:
         """Count a document that was not written; ``name`` says which."""
-        self.dropped[reason] += 1
-        self._name(reason, name)
+        self._count(self.dropped, reason, name)
 
     def drop_image(self, reason: str, name: str) -> None:
         """Count an image that was left out of its document; ``name`` says which."""
-        self.dropped_images[reason] += 1
-        self._name(reason, name)
+        self._count(self.dropped_images, reason, name)
 
     def cut_image(self, reason: str, name: str) -> None:
         """Count an image that is no content of its page, like one in a menu; ``name`` says which."""
-        self.cut_images[reason] += 1
-        self._name(f"cut as no content: {reason}", name)
+        self._count(self.cut_images, reason, name, "cut as no content: ")
 
     def break_file(self, reason: str, name: str) -> None:
         """Count a file that could not be read, or not to its end."""
-        self.broken[reason] += 1
-        self._name(reason, name)
+        self._count(self.broken, reason, name)
 
     def mend(self, what: str, name: str) -> None:
         """Count what was kept but not as it stood: repaired, or read by a guess."""
-        self.mended[what] += 1
-        self._name(what, name)
+        self._count(self.mended, what, name)
 
     def pass_over(self, what: str, name: str) -> None:
         """Count a file that was not read, most often by its suffix; only the first ones are named."""
         self.passed_over[what] += 1
         _append(self.examples, what, [name])
 
-    def _name(self, reason: str, name: str) -> None:
-        _append(self.named, reason, [name])
+    def _count(self, counter: Counter[str], reason: str, name: str, before: str = "") -> None:
+        """Count by reason, and name the sample under the reason with what stands ``before`` it."""
+        counter[reason] += 1
+        _append(self.named, before + reason, [name])
         if self.on_failure is not None:
-            self.on_failure(reason, name)
+            self.on_failure(before + reason, name)
 
     def add(self, part: ConversionReport) -> None:
         """Add the counts of a part. Parts added in one order always give one report."""

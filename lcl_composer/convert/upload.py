@@ -34,10 +34,10 @@ def check_remote(out: str, scratch: Path) -> None:
         uploader = CloudUploader.get((str(scratch), out), keep_local=True)
         if not urlparse(out).scheme:  # Streaming's list of a plain folder is that of the local side
             found = Path(out, "conversion.json").exists()
+        elif type(uploader).list_objects is CloudUploader.list_objects:
+            found = False  # Streaming lists no Azure, Databricks or Hugging Face; there users must know
         else:
             found = bool(uploader.list_objects("conversion.json"))
-    except NotImplementedError:
-        return  # a store that Streaming cannot list
     except Exception as error:  # each store's client has its own
         raise DataError(f"{out}: cannot write there ({type(error).__name__}: {error})") from error
     if found:
