@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcl_composer.convert.files import inside
-from lcl_composer.convert.images import SUFFIXES, read_image
+from lcl_composer.convert.images import SUFFIXES
+from lcl_composer.convert.pictures import read_listed
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
 from lcl_composer.convert.text import one_line
@@ -61,6 +61,6 @@ class CaptionedSource(Source):
         segments = [Text(text) for text in texts if text]
         if not segments:
             raise Rejected("caption missing")
-        image = Image(read_image(inside(self._images, path, links_into=self.links_into), self.rules))
+        image = Image(read_listed(path, self._images, self.rules))
         document = Document(identity, f"{self.source.name}/{path}", (image, *segments))
         yield Converted(document, identity, split)

@@ -17,6 +17,7 @@ from pathlib import Path
 import webencodings
 from chardetng_py import EncodingDetector
 
+from lcl_composer.convert.files import open_unzipped
 from lcl_composer.convert.report import ConversionReport
 
 REPLACED = "bytes that are no text became U+FFFD"
@@ -139,7 +140,7 @@ def find_file_encoding(path: Path) -> tuple[str, str]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
+    with open_unzipped(path) as file:
         while chunk := file.read(1 << 20):
             yield chunk
 

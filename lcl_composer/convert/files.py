@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -17,21 +21,22 @@ T = TypeVar("T")
 #: A longer line is no record; reading it would cost a worker its memory.
 MAX_LINE = 1 << 26
 
-
 #: Folders that no one means: of other programs, beside hidden ones.
 _LITTER = frozenset({"__MACOSX", "@eaDir"})
 LINK = "links to folders (see --links-into)"
+#: What ``wget`` leaves of a URL behind the name of a file.
+_QUERY = re.compile(r"(?<=\w)\?\w+=.*$")
 
 
 def walk(folder: Path, suffixes: frozenset[str], links_into: Path | None = None) -> Iterator[str]:
-    """Yield the files with these suffixes (lower case, with the dot) below a folder, by their path in it.
+    """Yield the files with these suffixes (of :func:`suffix_of`) below a folder, by their path in it.
 
     Files come before sub-folders and both in order of their names. Hidden folders are not entered; links to
     folders are followed once, where they lead below ``links_into``. No more than the names of the folders on
     the way are held.
     """
     for name, problem in scan(folder, links_into):
-        if problem is None and os.path.splitext(name)[1].lower() in suffixes:
+        if problem is None and suffix_of(name) in suffixes:
             yield name
 
 
@@ -62,6 +67,31 @@ def _may_follow(link: Path, links_into: Path | None, followed: set[Path]) -> boo
         return False
     followed.add(target)
     return not link.parent.resolve().is_relative_to(target)  # a loop
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file in lower case with its dot, both of a zipped one (``.csv.gz``).
+
+    A query of a URL in the name (``a.jpg?w=640``) is no part of it.
+    """
+    stem, suffix = os.path.splitext(_QUERY.sub("", os.path.basename(name)).lower())
+    return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
+
+
+def spellings(name: str) -> Iterator[str]:
+    """Yield a name as it is, then with its accents composed (NFC) and taken apart (NFD)."""
+    yield from dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
+
+
+def open_unzipped(path: Path) -> gzip.GzipFile | BufferedReader:
+    """Open a file that may be compressed by gzip, whatever it is called.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else open(path, "rb")
 
 
 def is_litter(name: str) -> bool:

@@ -92,7 +92,7 @@ class HTML(Interleaved):
             try:
                 if known and (url.startswith("data:") or is_stand_in(url)):
                     raise Rejected("only a placeholder")
-                data = read_picture(_absolute(url, base), self.source, self.rules, folder)
+                data = read_picture(_absolute(url, base), self.source, self.rules, [folder])
                 if (known or is_stand_in(url)) and is_blank(data):
                     raise Rejected("only a placeholder")
                 return data

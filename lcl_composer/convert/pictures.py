@@ -1,8 +1,8 @@
-"""From what a page or a table calls an image to its bytes.
+"""From what a page or a list calls an image to its bytes.
 
-:func:`read_picture` is the one way from a reference to a picture: an ``src`` or ``href`` of a page, a cell of
-a table, a path in a download list. What a reference may mean beyond one file (lazy loading, ``srcset``) is
-``page_images``'s business.
+:func:`read_picture` is the one way from a reference to a picture: an ``src`` or ``href`` of a page and, where
+no file has that very name, a path in a table or an annotation file (:func:`read_listed`). What a reference
+may mean beyond one file (lazy loading, ``srcset``) is ``page_images``'s business.
 """
 
 from __future__ import annotations
@@ -12,23 +12,42 @@ import binascii
 import io
 import os
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image
 
-from lcl_composer.convert.files import inside
+from lcl_composer.convert.files import inside, spellings
 from lcl_composer.convert.images import FORMATS, ImageRules, Rejected, accept_image, read_image
 
 _URL_BREAKS = re.compile(r"[\t\r\n]")
+_PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")
 #: A picture whose brightness, colour by colour, differs by no more than this shows nothing.
 _BLANK_RANGE = 8
 
 
-def read_picture(reference: str, root: Path, rules: ImageRules, folder: Path | None = None) -> bytes:
+def read_listed(name: Any, root: Path, rules: ImageRules, folders: Sequence[str] = ("",)) -> bytes:
+    """Return the image that a list calls by its path.
+
+    Args:
+        name: The path; the file of that very name comes before what it means as a URL.
+        root: No image outside this folder is read.
+        rules: What the image must be like.
+        folders: Folders below ``root`` that the path may start in, likeliest first.
+
+    Raises:
+        Rejected: If there is no such image, or one the rules refuse.
+    """
+    bases = [root / folder for folder in folders]
+    paths = [inside(root, name, base, rules.links_into) for base in bases]
+    found = next(filter(os.path.isfile, paths), None)
+    return read_image(found, rules) if found is not None else read_picture(name, root, rules, bases)
+
+
+def read_picture(reference: str, root: Path, rules: ImageRules, folders: Sequence[Path] = ()) -> bytes:
     """Return the image that a reference means.
 
     Args:
@@ -36,9 +55,9 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folder: Path | N
             query string comes before the one without, percent signs are decoded or not, backslashes are
             slashes, and accents may be composed or not.
         root: No image outside this folder is read; a path from ``/`` starts here, or else in the sub-folder
-            of it that holds ``folder``.
+            of it that holds a folder. So does one of a ``file:`` URL.
         rules: What the image must be like.
-        folder: Where relative paths start; ``root`` by default.
+        folders: Where relative paths may start, likeliest first; ``root`` by default.
 
     Raises:
         Rejected: If it means no such image, or one the rules refuse.
@@ -50,16 +69,31 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folder: Path | N
         raise Rejected("src is no URL") from error
     if url.scheme == "data":
         return accept_image(_embedded(reference), rules)
+    if url.scheme == "file":
+        url = url._replace(scheme="", netloc="", path=url.path.removeprefix(str(root.absolute())))
     if url.scheme or url.netloc:
         raise Rejected("not a local file")
     if not url.path or "\0" in reference:
         raise Rejected("no src")
     paths = [
         inside(root, name, base, rules.links_into)
-        for base in _bases(url.path, root, folder)
+        for base in _bases(url.path, root, folders)
         for name in _names(url)
     ]
     return read_image(next(filter(os.path.isfile, paths), paths[0]), rules)
+
+
+def from_base64(text: bytes) -> bytes:
+    """Return what a text in Base64 stands for, in either alphabet, with or without line breaks and padding.
+
+    Raises:
+        Rejected: If it cannot be one.
+    """
+    digits = b"".join(text.split()).rstrip(b"=").translate(_PLAIN_ALPHABET)
+    try:
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4))
+    except (binascii.Error, ValueError) as error:
+        raise Rejected("Base64 cut off") from error
 
 
 def is_blank(data: bytes) -> bool:
@@ -85,21 +119,21 @@ def _names(url: SplitResult) -> Iterator[str]:
         os.fsdecode(unquote_to_bytes(url.path)),
         url.path,
     ):
-        slashes = path.replace("\\", "/").lstrip("/")
-        for name in (slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)):
+        for name in spellings(path.replace("\\", "/").lstrip("/")):
             if name and name not in seen:
                 seen.add(name)
                 yield name
 
 
-def _bases(path: str, root: Path, folder: Path | None) -> Iterator[Path]:
-    if folder is None or not path.startswith(("/", "\\")):
-        yield folder or root
+def _bases(path: str, root: Path, folders: Sequence[Path]) -> Iterator[Path]:
+    if not path.startswith(("/", "\\")):
+        yield from folders or (root,)
         return
     yield root
-    first = folder.relative_to(root).parts[:1] if folder.is_relative_to(root) else ()
-    if first:  # wget and others save each site in a folder of its own
-        yield root / first[0]
+    for folder in folders:  # wget and others save each site in a folder of its own
+        first = folder.relative_to(root).parts[:1] if folder.is_relative_to(root) else ()
+        if first:
+            yield root / first[0]
 
 
 def _embedded(reference: str) -> bytes:
@@ -110,9 +144,4 @@ def _embedded(reference: str) -> bytes:
     if "image/svg" in head.lower():
         raise Rejected("vector graphics (SVG)")
     data = unquote_to_bytes(body)
-    if not head.lower().rstrip().endswith(";base64"):
-        return data
-    try:
-        return base64.b64decode(data + b"=" * (-len(data) % 4))
-    except (binascii.Error, ValueError) as error:
-        raise Rejected("data: URL cut off") from error
+    return from_base64(data) if head.lower().rstrip().endswith(";base64") else data

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcl_composer.convert.files import scan
+from lcl_composer.convert.files import scan, suffix_of
 from lcl_composer.convert.images import ImageRules, Rejected
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.text import display_name
@@ -117,7 +116,7 @@ class Source(ABC):
         if not self.source.is_dir():
             return
         for name, problem in scan(self.source, self.links_into):
-            suffix = os.path.splitext(name)[1].lower()
+            suffix = suffix_of(name)
             if problem is not None or suffix not in self.reads:
                 report.pass_over(problem or f"{suffix or 'no suffix'} files", display_name(name))
 

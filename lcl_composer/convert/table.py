@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcl_composer.convert.files import walk
+from lcl_composer.convert.files import suffix_of, walk
 from lcl_composer.convert.images import SUFFIXES as IMAGE_SUFFIXES
 from lcl_composer.convert.pairs import PairSource, check_facts
 from lcl_composer.convert.report import ConversionReport
@@ -55,7 +57,7 @@ class Table(PairSource):
     def check(self) -> None:
         """Look for the source, which may be a file, and the image folder."""
         if self.source.is_file():
-            if self.source.suffix.lower() not in SUFFIXES:
+            if suffix_of(self.source.name) not in SUFFIXES:
                 raise DataError(f"{self.source}: no table; name a file of {', '.join(sorted(SUFFIXES))}")
         else:
             super().check()
@@ -92,5 +94,10 @@ class Table(PairSource):
 
 
 def _list(value: Any) -> list[Any]:
-    """Return a cell as a list; an empty list is a cell without anything."""
+    """Return a cell as a list, which CSV may hold as JSON's or Python's; an empty one holds nothing."""
+    if isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]":
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            written = literal_eval(value.strip())
+            if isinstance(written, list) and all(isinstance(item, str) for item in written):
+                value = written
     return (value or [None]) if isinstance(value, list) else [value]

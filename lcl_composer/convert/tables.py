@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lcl_composer.convert.columnar import BROKEN, columnar_parts, columnar_rows, read_schema
 from lcl_composer.convert.encoding import find_file_encoding
+from lcl_composer.convert.files import suffix_of
 from lcl_composer.convert.images import Rejected
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Part
@@ -15,8 +18,10 @@ from lcl_composer.convert.text_tables import TextPart, csv_rows, json_rows, read
 from lcl_composer.errors import DataError
 
 COLUMNAR = frozenset({".parquet", ".arrow"})
-_SEPARATED = frozenset({".csv", ".tsv"})
-SUFFIXES = COLUMNAR | _SEPARATED | {".jsonl", ".ndjson"}
+_SEPARATED = frozenset({".csv", ".tsv", ".csv.gz", ".tsv.gz"})
+SUFFIXES = COLUMNAR | _SEPARATED | {".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"}
+#: What broken files make pyarrow and gzip raise.
+_BROKEN = (*BROKEN, EOFError, zlib.error)
 #: Bytes of text a part; a row names an image of perhaps 50 KB.
 _PART_BYTES = 1 << 20
 
@@ -24,15 +29,15 @@ _PART_BYTES = 1 << 20
 def table_parts(root: Path, name: str, size: int = _PART_BYTES) -> Iterator[Part]:
     """Yield the parts of a table file: groups of rows of Parquet, stretches of whole records of text."""
     path = root / name
-    if path.suffix.lower() in COLUMNAR:
+    if suffix_of(path.name) in COLUMNAR:
         yield from columnar_parts(path, name)
         return
     try:
         codec, guess = find_file_encoding(path)
-        for start, end, line in split_lines(path, path.suffix.lower() in _SEPARATED, size, codec):
+        for start, end, line in split_lines(path, suffix_of(path.name) in _SEPARATED, size, codec):
             yield Part(f"{name}:{line}", (name,), [start, end, line, codec, guess])
-    except OSError:
-        yield Part(name, (name,), [0, 1, 1, "utf-8", ""])  # reading it will say what is wrong
+    except _BROKEN:
+        yield Part(name, (name,), [0, sys.maxsize, 1, "utf-8", ""])  # reading it will say where it breaks
 
 
 def table_rows(
@@ -49,18 +54,18 @@ def table_rows(
     name, path = part.files[0], root / part.files[0]
     here = part.name
     try:
-        if path.suffix.lower() in COLUMNAR:
+        if suffix_of(path.name) in COLUMNAR:
             rows = columnar_rows(path, name, columns, part.items, report)
         else:
             *place, guess = part.items
             if guess:
                 report.mend(f"encoding guessed: {guess}", part.name)
-            read = csv_rows if path.suffix.lower() in _SEPARATED else json_rows
+            read = csv_rows if suffix_of(path.name) in _SEPARATED else json_rows
             rows = read(path, name, TextPart(*place), report)
         for number, row in rows:
             here = f"{name}:{number + 1}"
             yield f"{name}:{number}", row
-    except BROKEN as error:
+    except _BROKEN as error:
         report.break_file(f"unreadable or cut off ({type(error).__name__})", here)
 
 
@@ -71,13 +76,13 @@ def check_columns(path: Path, columns: list[str]) -> None:
         DataError: If it lacks one.
     """
     try:
-        if path.suffix.lower() in COLUMNAR:
+        if suffix_of(path.name) in COLUMNAR:
             found = read_schema(path).names
-        elif path.suffix.lower() in _SEPARATED:
+        elif suffix_of(path.name) in _SEPARATED:
             found = read_header(path, find_file_encoding(path)[0]).names
         else:
             return
-    except BROKEN:
+    except _BROKEN:
         return
     if missing := [column for column in columns if column not in found]:
         raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(found)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from lcl_composer.convert.files import is_litter
+from lcl_composer.convert.files import is_litter, open_unzipped
 from lcl_composer.convert.images import MAX_BYTES, SUFFIXES
 from lcl_composer.convert.report import ConversionReport
 
@@ -87,7 +87,7 @@ def _runs(path: Path, name: str, report: ConversionReport) -> Iterator[Group]:
     """Yield the runs of members of one key; that of a tar that breaks off, before the error goes on."""
     group = Group("")
     try:
-        with _open(path) as file, _read_tar(file) as tar:
+        with open_unzipped(path) as file, _read_tar(file) as tar:
             for member in tar:
                 key, suffix = _split(member.name)
                 if not member.isdir() and not is_litter(member.name):
@@ -112,12 +112,6 @@ def _runs(path: Path, name: str, report: ConversionReport) -> Iterator[Group]:
 def _used(group: Group) -> Iterator[Group]:
     if group.members or (group.problem and group.key):
         yield group
-
-
-def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else open(path, "rb")
 
 
 def _read_tar(file: gzip.GzipFile | BufferedReader) -> tarfile.TarFile:

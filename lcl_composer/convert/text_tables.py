@@ -2,12 +2,13 @@
 
 Bytes are read as Latin-1, in which every byte is a character, so that lines, quotes and delimiters have
 places in the file; each field is then decoded as what the file is in. UTF-16 has no such bytes and is read as
-UTF-8, in one part.
+UTF-8, in one part; so is a file compressed by gzip.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import sys
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any
 
 from lcl_composer.convert import files
 from lcl_composer.convert.encoding import decode_as
-from lcl_composer.convert.files import parse_json
+from lcl_composer.convert.files import open_unzipped, parse_json
 from lcl_composer.convert.images import Rejected
 from lcl_composer.convert.report import ConversionReport
 
@@ -57,7 +58,7 @@ class Record:
 
 def read_text_lines(path: Path, codec: str, start: int = 0, number: int = 1) -> Iterator[Line]:
     """Yield the lines of a file from a place on; they end as in universal newlines."""
-    with open(path, "rb") as raw:
+    with open_unzipped(path) as raw:
         raw.seek(start)
         wide = _is_wide(codec)
         file = io.TextIOWrapper(raw, codec if wide else "latin-1", errors="replace", newline="")
@@ -161,7 +162,9 @@ def split_lines(path: Path, quoted: bool, size: int, codec: str = "utf-8") -> It
     if quoted:
         header = read_header(path, codec)
         records = read_csv(read_text_lines(path, codec), header.delimiter, len(header.names))
-    size = sys.maxsize if _is_wide(codec) else size  # places in it are those of the UTF-8
+    with open_unzipped(path) as file:
+        whole = _is_wide(codec) or isinstance(file, gzip.GzipFile)  # no place in it can be gone to
+    size = sys.maxsize if whole else size
     start, end, number = 0, 0, 1
     for record in records:
         if record.start - start >= size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 import pytest
 
@@ -66,6 +67,31 @@ def test_the_caption_is_the_first_line_with_text(tree, tmp_path, text, caption):
         assert dict(report.dropped) == {"caption empty": 1}
     else:
         assert shown(documents["x.png"])[1] == caption
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("a.jpg", "a.jpg.txt"),
+        ("a.b.jpg", "a.b.txt"),
+        ("a.jpg", "a.TXT"),
+        ("a.jpg?w=640", "a.txt"),
+        (unicodedata.normalize("NFD", "Übung.jpg"), unicodedata.normalize("NFC", "Übung.txt")),
+        (unicodedata.normalize("NFC", "Übung.jpg"), unicodedata.normalize("NFD", "Übung.jpg.txt")),
+    ],
+)
+def test_a_caption_has_its_pictures_name(tree, tmp_path, image, text):
+    report, documents = convert(tree({f"Ü/{image}": picture(), f"Ü/{text}": "A caption."}), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["A caption."]
+    assert not report.passed_over
+
+
+def test_texts_that_are_no_caption_are_counted(tree, tmp_path):
+    names = ("a.txt", "README.txt", "b.txt", "sub/a.txt", "a.jpg.txt")
+    source = tree({"a.jpg": picture(), **dict.fromkeys(names, "A text.")})
+    report, _ = convert(source, tmp_path)
+    assert dict(report.passed_over) == {".txt files without a picture of their name": 4}
+    assert report.examples.popitem()[1] == ["README.txt", "a.jpg.txt", "b.txt", "sub/a.txt"]
 
 
 def test_captions_and_names_in_other_encodings(tree, tmp_path):

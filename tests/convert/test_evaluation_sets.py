@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import pytest
 
@@ -53,6 +54,15 @@ def test_a_bad_entry_is_counted_and_named(tree, tmp_path, reason, bad):
     assert list(documents) == ["val/0"]
     assert dict(report.dropped) == {reason: 1}
     assert report.named[reason] == ["dataset_flickr30k.json:0+1"]
+
+
+def test_image_names_as_other_systems_write_them(tree, tmp_path):
+    images = [{"id": 1, "file_name": "café.png"}, {"id": 2, "file_name": "sub\\r.png?download=1"}]
+    annotations = [{"image_id": i, "caption": "A."} for i in (1, 2)]
+    facts = json.dumps({"images": images, "annotations": annotations})
+    name = unicodedata.normalize("NFD", "café.png")
+    source = tree({"nocaps_val.json": facts, f"val/{name}": RED, "val/sub/r.png": RED})
+    assert sorted(run(NoCaps(source), tmp_path)[1]) == ["1", "2"]
 
 
 def test_annotation_files_that_are_none_are_refused(tree, tmp_path):

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from lcl_composer.convert import files
-from lcl_composer.convert.files import inside, parse_json, read_lines, walk
+from lcl_composer.convert.files import inside, parse_json, read_lines, suffix_of, walk
 from lcl_composer.convert.images import Rejected, read_file
 
 
@@ -21,6 +21,23 @@ def test_files_come_in_a_fixed_order_and_links_to_folders_are_not_followed(tree)
         "a-b/x.png",
         "b/x.PNG",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("a.JPG", ".jpg"),
+        ("d.x/a", ""),
+        ("a.csv.gz", ".csv.gz"),
+        ("a.gz", ".gz"),
+        ("a.jpg?w=640&v=1.2", ".jpg"),
+        ("a.jpg?w", ".jpg?w"),
+        ("why?.jpg", ".jpg"),
+        ("1 ?= 2.png", ".png"),
+    ],
+)
+def test_the_suffix_of_a_name(name, suffix):
+    assert suffix_of(name) == suffix
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "out/x", "a/out2"])

@@ -217,6 +217,76 @@ def test_a_parquet_that_is_none_is_counted_and_the_tar_read(tmp_path):
     assert report.named["unreadable or cut off (ArrowInvalid)"] == ["9.parquet"]
 
 
+FACTS = {"caption": "a red boat", "similarity": 0.31, "LANGUAGE": "en", "key": "000000000"}
+STATUS = {"key": ["000000000", "000000001"], "status": ["success", "failed_to_download"]}
+
+
+def test_the_format_files(tree, tmp_path):
+    folder = tree(
+        {
+            "00000/000000000.jpg": RED,
+            "00000/000000000.txt": "a red boat",
+            "00000/000000000.json": json.dumps(FACTS),
+            "00000/000000002.jpg": GREEN,
+            "00000/000000002.json": json.dumps({**FACTS, "caption": "green", "similarity": None}),
+            "00000/000000003.jpg": GREEN,
+            "00000/000000004.txt": "a lost picture",
+            "00000_stats.json": "{}",
+        }
+    )
+    pq.write_table(pa.table(STATUS), folder / "00000.parquet")
+    pq.write_table(pa.table({"url": ["u"]}), folder / "part-0.parquet")
+    report, documents = run(Img2Dataset(folder), tmp_path)
+    assert {name: shown(d) for name, d in documents.items()} == {
+        "00000/000000000.jpg": [RED, "a red boat"],
+        "00000/000000002.jpg": [GREEN, "green"],
+    }
+    assert dict(report.dropped) == {"not downloaded: failed_to_download": 1, "caption missing": 1}
+    assert dict(report.passed_over) == {
+        ".txt files of no sample (files)": 1,
+        ".parquet files without a status": 1,
+    }
+    report, documents = run(Img2Dataset(folder, min_similarity=0.3), tmp_path / "similar")
+    assert list(documents) == ["00000/000000000.jpg"]
+
+
+@pytest.mark.parametrize("column", ["jpg", "png", "webp"])
+def test_the_format_parquet(tmp_path, column):
+    rows = {
+        "key": ["0", "1", "2", "3"],
+        "status": ["success", "failed_to_download", "success", "success"],
+        "caption": ["a red boat", None, None, "green"],
+        "similarity": [0.31, None, 0.4, 0.2],
+        column: pa.array([RED, None, RED, None], pa.binary()),
+    }
+    (tmp_path / "laion").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "laion/00000.parquet")
+    (tmp_path / "laion/00001.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "laion/stray.jpg").write_bytes(RED)
+    report, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path)
+    assert {name: shown(d) for name, d in documents.items()} == {"00000/0": [RED, "a red boat"]}
+    assert dict(report.dropped) == {
+        "not downloaded: failed_to_download": 1,
+        "caption missing": 1,
+        "image missing": 1,
+    }
+    assert report.broken.total() == 1
+    assert dict(report.passed_over) == {".jpg files of no sample (parquet)": 1}
+
+
+def test_samples_unpacked_beside_their_tars_are_read_once(tmp_path):
+    write_tar(tmp_path / "laion/00000.tar", pair("0"))
+    (tmp_path / "laion/00000").mkdir()
+    (tmp_path / "laion/00000/0.jpg").write_bytes(RED)
+    pq.write_table(pa.table(STATUS), tmp_path / "laion/00007.parquet")
+    report, documents = run(Img2Dataset(tmp_path / "laion"), tmp_path)
+    assert list(documents) == ["00000/0"]
+    assert dict(report.passed_over) == {
+        ".jpg files of no sample (webdataset)": 1,
+        ".parquet files of no sample (webdataset)": 1,
+    }
+
+
 @needs_formats
 def test_the_published_layout(tmp_path):
     report, documents = run(Img2Dataset(FORMATS / "laion400m"), tmp_path)

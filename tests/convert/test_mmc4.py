@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def test_images_float_at_their_sentences_and_the_others_are_joined(tmp_path):
         "docs_no_face_shard_{}_v3.jsonl.zip",
         "docs_no_face_shard_{}_v3.jsonl",
         "data/docs_shard_{}_v2.jsonl",
+        "{}_v3.jsonl.zip",
+        "no_face_{}_v2.jsonl",
     ],
 )
 def test_every_published_name_and_gaps_in_the_numbers(tmp_path, name):
@@ -208,3 +211,53 @@ def test_the_published_layout(tmp_path, variant):
     assert shown(first)[1] == "Sentence 0 of document 0-0."
     pairs, _ = run(MMC4Pairs(FORMATS / "mmc4", variant=variant), tmp_path / "pairs")
     assert pairs.documents >= 14
+
+
+@pytest.mark.parametrize("folders", [("0", "1"), ("5", "100"), ("0", None), (None, None)])
+def test_folders_of_images_by_shard_or_position(tmp_path, folders):
+    """allenai's download_images.py numbers the folders through, whatever the shards' numbers."""
+    names = [f"docs_no_face_shard_{i}_v2.jsonl.zip" for i in (5, 100)]
+    pictures = dict(zip(folders, (RED, BLUE), strict=True))
+    folder = source(
+        tmp_path,
+        {name: [page(["S."], [info("r.png", 0)])] for name in names},
+        {f"{sub}/r.png" if sub else "r.png": data for sub, data in pictures.items()},
+    )
+    _, documents = run(MMC4(folder), tmp_path)
+    expected = {("0", "1"): [RED, BLUE], ("5", "100"): [RED, BLUE], ("0", None): [RED, BLUE]}
+    assert [shown(d)[0] for d in documents.values()] == expected.get(folders, [BLUE, BLUE])
+
+
+def test_what_macos_adds_to_a_zip_is_no_shard(tmp_path):
+    folder = source(tmp_path, {}, {"r.png": RED})
+    with zipfile.ZipFile(folder / "0_v3.jsonl.zip", "w") as archive:
+        archive.writestr("__MACOSX/._0_v3.jsonl", "\0\5\x16\7")
+        archive.writestr("0_v3.jsonl", page(["S."], [info("r.png", 0)]))
+    report, documents = run(MMC4(folder), tmp_path)
+    assert (list(documents), report.read) == (["0_v3/1"], 1)
+
+
+def test_image_names_as_other_systems_write_them(tmp_path):
+    name = unicodedata.normalize("NFD", "café.png")
+    folder = source(
+        tmp_path,
+        {"docs_shard_0_v2.jsonl": [page(["A.", "B."], [info("café.png", 0), info("sub\\b.jpg?x=1", 1)])]},
+        {name: RED, "0/sub/b.jpg": BLUE},
+    )
+    _, documents = run(MMC4(folder), tmp_path)
+    assert shown(documents["docs_shard_0_v2/1"]) == [RED, "A.", BLUE, "B."]
+
+
+def test_long_documents_are_split_if_asked(tmp_path):
+    sentences = [f"{'word ' * 60}{i}." for i in range(8)]
+    line = page(sentences, [info("r.png", 1), info("b.jpg", 6)])
+    folder = source(tmp_path, {"docs_shard_0_v2.jsonl": [line]}, {"r.png": RED, "b.jpg": BLUE})
+    whole, _ = run(MMC4(folder), tmp_path / "whole")
+    assert whole.documents == 1
+    report, documents = run(MMC4(folder, max_tokens=256, tokens_per_image=49), tmp_path)
+    assert next(iter(documents)) == "docs_shard_0_v2/1#0"
+    assert report.images.total == 2
+    for document in documents.values():
+        for image, text in zip(document.segments, document.segments[1:], strict=False):
+            if isinstance(image, Image):
+                assert text == Text(sentences[1 if image.data == RED else 6])

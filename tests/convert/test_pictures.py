@@ -46,6 +46,22 @@ def test_one_file_by_many_references(tree, name, reference):
         assert image_of(reference.strip(), root, RULES) == REAL
 
 
+def test_a_file_url_is_a_path_in_the_folder(tree):
+    root = tree({"a b/p.png": REAL})
+    assert image_of("file:///a%20b/p.png", root, RULES) == REAL
+    assert image_of(f"file://{root}/a b/p.png", root, RULES) == REAL
+    with pytest.raises(Rejected, match="climbs out"):
+        image_of("file:///../p.png", root, RULES)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("write", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+def test_base64_of_a_picture_is_the_picture(tree, kind, write):
+    data = picture(70, "red", kind)
+    assert image_of(write(data).decode(), None, RULES) == data
+    assert image_of({"bytes": write(data).decode().rstrip("=\n"), "path": None}, None, RULES) == data
+
+
 def test_the_name_with_its_query_comes_first(tree):
     root = tree({"p.png?v=1": REAL, "p.png": SMALL})
     assert read_picture("p.png?v=1", root, RULES) == REAL
@@ -54,7 +70,7 @@ def test_the_name_with_its_query_comes_first(tree):
 
 def test_paths_from_the_root_of_a_site_in_a_folder_of_its_own(tree):
     root = tree({"example.org/i/p.png": REAL, "example.org/blog/p.html": "x"})
-    assert read_picture("/i/p.png", root, RULES, root / "example.org" / "blog") == REAL
+    assert read_picture("/i/p.png", root, RULES, [root / "example.org" / "blog"]) == REAL
 
 
 @pytest.mark.parametrize(

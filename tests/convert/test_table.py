@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -132,6 +133,30 @@ def test_quotes_inside_a_field_are_characters(tmp_path, size, monkeypatch):
     captions, named, _ = csv_captions(tmp_path, data.encode())
     assert captions == [text for i in range(9) for text in (f'a {i}" nail', f'said "{i}", and left')]
     assert not named
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv.gz", "T.CSV.GZ", "t.jsonl.gz", "zipped.csv"])
+def test_zipped_tables_are_read_to_where_they_break(tmp_path, name):
+    tab = "\t" if "tsv" in name else ","
+    rows = [f"r.png{tab}row {i} {sha256(bytes([i])).hexdigest()}" for i in range(90)]
+    text = "\n".join([f"image{tab}caption", *rows]) + "\n"
+    if "jsonl" in name:
+        cells = [row.split(tab) for row in rows]
+        text = "".join(json.dumps({"image": image, "caption": caption}) + "\n" for image, caption in cells)
+    whole = gzip.compress(text.encode())
+    captions, named, _ = csv_captions(tmp_path, whole, name)
+    assert captions == [row.split(tab)[1] for row in rows]
+    assert not named
+    captions, _, _ = csv_captions(tmp_path, whole[: len(whole) // 2], name)
+    assert 10 < len(captions) < 90
+
+
+def test_a_zipped_table_that_breaks_off_is_counted(tmp_path):
+    data = gzip.compress(b"image,caption\n" + b"r.png,one\n" * 2000)
+    (images(tmp_path) / "t.csv.gz").write_bytes(data[:-9])
+    report, documents = run(Table(tmp_path / "set"), tmp_path)
+    assert dict(report.broken) == {"unreadable or cut off (EOFError)": 1}
+    assert len(documents) > 1900
 
 
 def test_an_inch_mark_does_not_make_a_file_one_part(tmp_path):
@@ -286,3 +311,10 @@ def test_cells_that_list_captions_or_images_give_a_document_each(tmp_path):
         ("t.parquet:1", BLUE, "blue"),
     ]
     assert dict(report.dropped) == {"caption missing": 1}
+
+
+@pytest.mark.parametrize("cell", ['["A dog.", "It\'s red."]', """['A dog.', "It's red."]"""])
+def test_a_list_of_captions_may_be_written_out_in_csv(tmp_path, cell):
+    write(images(tmp_path) / "t.csv", [("r.png", cell), ("r.png", "[sic] a [note]")])
+    _, documents = run(Table(tmp_path / "set"), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == ["A dog.", "It's red.", "[sic] a [note]"]
