@@ -32,7 +32,7 @@ class DocumentPairs(Source):
     kind: ClassVar[str] = "pairs"
     has_splits: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset({
-        ".json", ".jsonl", ".mds", ".br", ".bz2", ".gz", ".snappy", ".zstd",
+        ".json", ".jsonl", ".mds", ".br", ".bz2", ".mds.gz", ".snappy", ".zstd",
     })  # fmt: skip
 
     def _splits(self) -> list[str]:
