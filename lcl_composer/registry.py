@@ -150,6 +150,7 @@ methods: Registry[Any] = Registry(
     {
         "clip": "lcl_composer.methods.clip:CLIP",
         "emu": "lcl_composer.methods.emu:Emu",
+        "flamingo": "lcl_composer.methods.flamingo:Flamingo",
         "lcl": "lcl_composer.methods.lcl:LCL",
     },
     dropins="methods",

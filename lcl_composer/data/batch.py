@@ -25,13 +25,14 @@ class PackedBatch(TypedDict):
     positions: Tensor  # [T] int64; restart at 0 in each document
     cu_seqlens: Tensor  # [D + 1] int32; document d is tokens[cu_seqlens[d]:cu_seqlens[d + 1]]
     pixel_values: Tensor  # [I, 3, H, W] uint8 (normalised on the device) or float (already normalised)
-    image_starts: Tensor  # [I] int64; flat position of the image's first slot, -1: no loss sees its slots
+    image_starts: Tensor  # [I] int64; flat position of the image's first token, -1: no loss sees its tokens
     anchors: Tensor  # [I] int64; flat position of its <start_of_img>, -1: takes no part in L_con
     images_per_document: Tensor  # [D] int64; sums to I
     lengths: list[int]  # [D] tokens of each document; a bad one has 0
     predicting: Tensor  # [N] int64; positions whose target is not IGNORE
     paired: Tensor  # [P] int64; numbers of the images with an anchor
-    read: Tensor  # [R] int64; numbers of the images with slots
+    read: Tensor  # [R] int64; numbers of the images with a start
+    spans: list[int]  # [R] tokens from each one's start to the next one's or to the end of its document
     totals: dict[str, Tensor]  # 0-dim int64; counts of the device batch (not microbatch), see count_totals
     ids: list[str]  # [D] document ids
 
@@ -48,6 +49,14 @@ def find_places(targets: Tensor, anchors: Tensor, image_starts: Tensor) -> Place
     """Find them on the host, where it costs no wait for a device."""
     found = (targets != IGNORE, anchors >= 0, image_starts >= 0)
     return Places(*(mask.nonzero().squeeze(1) for mask in found))
+
+
+def find_spans(places: Places, image_starts: Tensor, cu_seqlens: Tensor) -> list[int]:
+    """Tokens from each read image's start to the next one's or the end of its document; on the host."""
+    starts_R = image_starts[places.read]
+    ends_R = cu_seqlens[torch.searchsorted(cu_seqlens, starts_R.to(cu_seqlens.dtype), right=True)]
+    next_R = torch.cat([starts_R, cu_seqlens[-1:]])[1:]
+    return (torch.minimum(ends_R, next_R) - starts_R).tolist()
 
 
 def count_totals(places: Places, images: int, documents: int) -> dict[str, Tensor]:

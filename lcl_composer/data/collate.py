@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcl_composer.data.batch import PackedBatch, count_totals, find_places
+from lcl_composer.data.batch import PackedBatch, count_totals, find_places, find_spans
 from lcl_composer.data.interleave import TokenLayout
 
 
@@ -59,23 +59,25 @@ def collate(samples: Sequence[Sample]) -> PackedBatch:
     Bad samples stay as documents of zero tokens: D is always the number of samples consumed.
     """
     lengths = [len(s["tokens"]) for s in samples]
-    cu_seqlens = np.cumsum([0, *lengths])
+    bounds = np.cumsum([0, *lengths])
+    cu_seqlens = torch.from_numpy(bounds.astype(np.int32))
     targets = _flat([s["targets"] for s in samples])
-    anchors = _flat([_shift(s["anchors"], start) for s, start in zip(samples, cu_seqlens, strict=False)])
-    starts = [_shift(s["image_starts"], start) for s, start in zip(samples, cu_seqlens, strict=False)]
+    anchors = _flat([_shift(s["anchors"], start) for s, start in zip(samples, bounds, strict=False)])
+    starts = [_shift(s["image_starts"], start) for s, start in zip(samples, bounds, strict=False)]
     image_starts = _flat(starts)
     places = find_places(targets, anchors, image_starts)
     return PackedBatch(
         tokens=_flat([s["tokens"] for s in samples]),
         targets=targets,
         positions=_flat([np.arange(length) for length in lengths]),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        cu_seqlens=cu_seqlens,
         pixel_values=torch.cat([s["pixel_values"] for s in samples]),
         image_starts=image_starts,
         anchors=anchors,
         images_per_document=torch.tensor([len(s["pixel_values"]) for s in samples], dtype=torch.int64),
         lengths=lengths,
         **places._asdict(),
+        spans=find_spans(places, image_starts, cu_seqlens),
         totals=count_totals(places, len(anchors), len(samples)),
         ids=[s["id"] for s in samples],
     )
@@ -119,20 +121,23 @@ def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
     images_before = batch["images_per_document"].cumsum(0)
     image_start = int(images_before[first - 1]) if first else 0
     images = slice(image_start, int(images_before[last - 1]))
+    cu_seqlens = batch["cu_seqlens"][first : last + 1] - start
     targets = batch["targets"][start:stop].clone()
     image_starts = _shift_tensor(batch["image_starts"][images], -start)
     anchors = _shift_tensor(batch["anchors"][images], -start)
+    places = find_places(targets, anchors, image_starts)
     return PackedBatch(
         tokens=batch["tokens"][start:stop].clone(),
         targets=targets,
         positions=batch["positions"][start:stop].clone(),
-        cu_seqlens=batch["cu_seqlens"][first : last + 1] - start,
+        cu_seqlens=cu_seqlens,
         pixel_values=batch["pixel_values"][images].clone(),
         image_starts=image_starts,
         anchors=anchors,
         images_per_document=batch["images_per_document"][first:last].clone(),
         lengths=batch["lengths"][first:last],
-        **find_places(targets, anchors, image_starts)._asdict(),
+        **places._asdict(),
+        spans=find_spans(places, image_starts, cu_seqlens),
         totals=batch["totals"],
         ids=batch["ids"][first:last],
     )

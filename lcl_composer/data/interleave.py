@@ -174,7 +174,7 @@ def lay_out(
     Returns:
         The layout. It is empty (T = 0, I = 0) when no loss can see anything of the document.
     """
-    pieces = _encode(_place_floating(document, rules.image_first_probability, rng), tokenizer)
+    pieces = place_pieces(document, tokenizer, rules.image_first_probability, rng)
     sequence = _Sequence(rules)
     shortened = _shorten_pair(pieces, rules)
     if pieces and isinstance(pieces[0], list):
@@ -188,6 +188,13 @@ def lay_out(
         sequence.add([tokenizer.end_of_text], True)
     sequence.cut_tokens += shortened
     return _cut_dead_work(sequence, regresses)
+
+
+def place_pieces(
+    document: Document, tokenizer: Tokenizer, image_first_probability: float, rng: np.random.Generator
+) -> list[list[int] | int]:
+    """Token ids of each text that has any and the index of each image, floating images drawn to a side."""
+    return _encode(_place_floating(document, image_first_probability, rng), tokenizer)
 
 
 def _place_floating(

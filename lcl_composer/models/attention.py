@@ -53,7 +53,8 @@ class Packing:
     @cached_property
     def offsets(self) -> Tensor:
         """Where each document begins, and T: [D + 1] int64, on the device."""
-        return to_device(F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0)), self.device)
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
+        return to_device(F.pad(lengths.cumsum(0), (1, 0)), self.device)
 
     @cached_property
     def documents(self) -> Tensor:
@@ -77,22 +78,35 @@ def _compiled_flex_attention() -> Any:
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
-def _nested_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """SDPA over nested tensors: [1, H, T, d] -> [1, T, H, d]."""
-    width = query.shape[-1]
-    # Handed over, or torch would ask the device for them.
-    shortest, longest = min(packing.lengths), max(packing.lengths)
+def nested_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, keys: Packing | None = None
+) -> Tensor:
+    """SDPA over nested tensors, by SDPA's kernels of variable length: [1, H, T, d] -> [1, T, H, d].
 
-    def nested(x: Tensor) -> Tensor:
+    Args:
+        query: [1, H, T, d].
+        key: [1, H, T, d], or [1, H, S, d] with a packing of their own.
+        value: As the keys.
+        packing: How the documents lie in T.
+        scale: Factor on the scores.
+        keys: How the keys lie in S: piece n of the queries attends to all of piece n. None: they lie as the
+            queries do, and attention is causal.
+    """
+    width = query.shape[-1]
+
+    def nested(x: Tensor, packing: Packing) -> Tensor:
         flat_THd = F.pad(x, (0, -width % _NESTED_HEAD)).squeeze(0).transpose(0, 1)
-        documents = torch.nested.nested_tensor_from_jagged(
+        # Lengths are handed over, or torch would ask the device for them.
+        shortest, longest = min(packing.lengths), max(packing.lengths)
+        pieces = torch.nested.nested_tensor_from_jagged(
             flat_THd, packing.offsets, min_seqlen=shortest, max_seqlen=longest
         )
-        return documents.transpose(1, 2)
+        return pieces.transpose(1, 2)
 
+    key, value = (nested(x, keys or packing) for x in (key, value))
     with sdpa_kernel(_VARIABLE_LENGTH):
         output = F.scaled_dot_product_attention(
-            nested(query), nested(key), nested(value), is_causal=True, scale=scale
+            nested(query, packing), key, value, is_causal=keys is None, scale=scale
         )
     return output.transpose(1, 2).values()[..., :width].unsqueeze(0)
 
@@ -159,7 +173,7 @@ def _attend(
         outputs = [_document_attention(q, k, v, scale, window, softcap) for q, k, v in parts]
         return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
     if window is None and softcap is None:
-        return _nested_attention(query, key, value, packing, scale)
+        return nested_attention(query, key, value, packing, scale)
     return _flex_packed_attention(query, key, value, packing, scale, window, softcap)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,8 +86,24 @@ class TransformersLM(nn.Module):
         """Token embeddings: [T] int64 -> [T, E]."""
         return self.backbone.get_input_embeddings()(tokens)
 
+    def insert_before(self, blocks: Mapping[int, nn.Module]) -> None:
+        """Put blocks between the layers; they stay modules of their owner, and names of weights as they were.
+
+        Args:
+            blocks: The number of a layer, from 0, to what runs before it: ``(hidden [T, E], images)`` to the
+                hidden states [T, E] that the layer gets.
+        """
+        layers = self.backbone.config.num_hidden_layers
+        stack = next(m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+        for number, block in blocks.items():
+            stack[number].register_forward_pre_hook(_Before(block), with_kwargs=True)
+
     def read(
-        self, batch: PackedBatch, image_tokens: Tensor | None = None, slots: Tensor | None = None
+        self,
+        batch: PackedBatch,
+        image_tokens: Tensor | None = None,
+        slots: Tensor | None = None,
+        images: Any = None,
     ) -> Tensor:
         """Outputs for a packed batch, image tokens put into their slots.
 
@@ -94,6 +111,7 @@ class TransformersLM(nn.Module):
             batch: Its tokens, positions and documents are read.
             image_tokens: [S, E], None where the text stands alone.
             slots: [S] int64, their flat positions.
+            images: What blocks between the layers get.
 
         Returns:
             [T, E]; of a batch without a token one blank row, which keeps every parameter in the graph.
@@ -105,15 +123,18 @@ class TransformersLM(nn.Module):
         embeddings_TE = self.embed(tokens)
         if image_tokens is not None and slots is not None:
             embeddings_TE = embeddings_TE.index_copy(0, slots, image_tokens.to(embeddings_TE.dtype))
-        return self(embeddings_TE, positions, lengths)
+        return self(embeddings_TE, positions, lengths, images)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, lengths: list[int]) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, lengths: list[int], images: Any = None
+    ) -> Tensor:
         """Outputs of the last layer for a packed sequence.
 
         Args:
             embeddings: [T, E], documents one after the other.
             positions: [T] int64, restarting at 0 in each document.
             lengths: Tokens of each document, each >= 1, summing to T.
+            images: What blocks between the layers get.
 
         Returns:
             [T, E]; position t has seen the tokens of its own document up to t.
@@ -126,8 +147,20 @@ class TransformersLM(nn.Module):
             attention_mask=unused_mask,
             use_cache=False,
             packing=Packing(lengths, embeddings.device),
+            images=images,
         )
         return output.last_hidden_state[0]
+
+
+class _Before:
+    """A block before a layer, as the layer's hook: run with it, also when activations are recomputed."""
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden_1TE, *rest = args
+        return (self.block(hidden_1TE[0], kwargs["images"]).unsqueeze(0), *rest), kwargs
 
 
 def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_args: dict[str, Any]) -> Any:

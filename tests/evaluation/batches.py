@@ -36,6 +36,7 @@ def make_batch(documents: int, seed: int = 0, prefix: str = "doc") -> PackedBatc
         images_per_document=torch.ones(documents, dtype=torch.int64),
         lengths=[TOKENS_PER_DOCUMENT] * documents,
         **places._asdict(),
+        spans=[],
         totals=count_totals(places, documents, documents),
         ids=[f"{prefix}{seed}-{i}" for i in range(documents)],
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
 from lcl_composer.methods.emu import Emu
+from lcl_composer.methods.flamingo import Flamingo
 from lcl_composer.methods.lcl import LCL
 from lcl_composer.methods.method import Method
 from tests.models.tiny import (
@@ -42,6 +43,7 @@ METHODS = {
     "lcl sigmoid": partial(LCL, contrastive="sigmoid"),
     "lcl without contrast": partial(LCL, contrastive_weight=0.0),
     "emu": Emu,
+    "flamingo": Flamingo,
 }
 
 

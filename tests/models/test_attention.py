@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
-from torch.nested._internal import sdpa
-from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 from lcl_composer.errors import ConfigError
 from lcl_composer.models import attention
 from lcl_composer.models.attention import Packing, packed_causal_attention
+from tests.models.flash import Call, flash_on_cpu
 
 LENGTHS = [1, 5, 130, 3]  # one document is longer than flex attention's blocks of 128
 CPU = torch.device("cpu")
@@ -135,54 +133,27 @@ def test_flex_attention_never_falls_back_to_all_scores(
 
 
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """FlashAttention's operators of variable length for the CPU, by the plain formula; records their use."""
-    calls: list[tuple[int, int]] = []
-
-    def formula(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
-        flat = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        return plain(*flat, bounds.diff().tolist(), scale).squeeze(0)
-
-    def forward(q, k, v, bounds, _key_bounds, longest, _longest_key, dropout, causal, *_, scale):
-        calls.append((longest, q.shape[-1]))
-        assert causal
-        assert dropout == 0
-        assert bounds.dtype == torch.int32
-        nothing = q.new_zeros(0)
-        return formula(q, k, v, bounds, scale), nothing, nothing.long(), nothing.long(), nothing
-
-    def differentiate(upstream: Tensor, bounds: Tensor, scale: float, *qkv: Tensor):
-        inputs = [x.detach().requires_grad_() for x in qkv]
-        return torch.autograd.grad(formula(*inputs, bounds, scale), inputs, upstream)
-
-    def backward(upstream, q, k, v, _output, _lse, bounds, *_, scale):
-        with ThreadPoolExecutor(1) as fresh:  # this thread is below autograd
-            return fresh.submit(differentiate, upstream, bounds, scale, q, k, v).result()
-
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_flash_attention_forward", forward, "CPU")
-    library.impl("_flash_attention_backward", backward, "CPU")
-    monkeypatch.setattr(sdpa, "_select_sdp_backend", lambda *_: SDPBackend.FLASH_ATTENTION)
-    yield calls
-    library._destroy()
+def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
+    """FlashAttention for the CPU, by the plain formula."""
+    yield from flash_on_cpu(
+        monkeypatch, lambda q, k, v, lengths, _key_lengths, scale: plain(q, k, v, lengths, scale)
+    )
 
 
 @pytest.mark.parametrize(("width", "padded"), [(4, 8), (12, 16), (16, 16)])
-def test_nested_attention_hands_flash_attention_the_documents(
-    flash: list[tuple[int, int]], width: int, padded: int
-):
+def test_nested_attention_hands_flash_attention_the_documents(flash: list[Call], width: int, padded: int):
     inputs = draw(2, 2, width=width)
-    output = attention._nested_attention(*inputs, Packing(LENGTHS, CPU), 0.3)
+    output = attention.nested_attention(*inputs, Packing(LENGTHS, CPU), 0.3)
     expected = plain(*inputs, LENGTHS, 0.3)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert flash == [(130, padded)]
+    assert flash == [Call(130, 130, padded, causal=True)]
 
 
 def test_nested_attention_refuses_where_no_kernel_of_variable_length_runs():
     with pytest.raises(RuntimeError, match="No viable backend"):
-        attention._nested_attention(*draw(2, 2), Packing(LENGTHS, CPU), 0.3)
+        attention.nested_attention(*draw(2, 2), Packing(LENGTHS, CPU), 0.3)
 
 
 def test_queries_and_keys_take_the_type_of_values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -37,11 +38,16 @@ def tiny_language_model(model_type: str = "opt", **changes: Any) -> Transformers
 
 
 def tiny_method(method: Callable[..., M], model_type: str = "opt", **options: Any) -> M:
-    """A method of encoder, pooler and language model with random weights of seed 0, and its ``options``."""
+    """A method around the networks that it takes, with random weights of seed 0, and its ``options``."""
     torch.manual_seed(0)
-    pooler = AttentivePooler(WIDTH, EMBED_DIM, num_heads=4)
-    language_model = tiny_language_model(model_type)
-    return method(tiny_encoder(), pooler, language_model, TOKENIZER.vocab_size, **options)
+    networks = {
+        "pooler": AttentivePooler(WIDTH, EMBED_DIM, num_heads=4),
+        "language_model": tiny_language_model(model_type),
+        "encoder": tiny_encoder(),
+        "vocab_size": TOKENIZER.vocab_size,
+    }
+    taken = inspect.signature(method).parameters
+    return method(**{name: part for name, part in networks.items() if name in taken}, **options)
 
 
 def tiny_model(model_type: str = "opt", **options: Any) -> LCL:
