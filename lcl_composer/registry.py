@@ -152,6 +152,7 @@ methods: Registry[Any] = Registry(
         "emu": "lcl_composer.methods.emu:Emu",
         "flamingo": "lcl_composer.methods.flamingo:Flamingo",
         "lcl": "lcl_composer.methods.lcl:LCL",
+        "masked": "lcl_composer.methods.masked:Masked",
     },
     dropins="methods",
     injected=("encoder", "pooler", "language_model", "vocab_size"),

@@ -107,37 +107,52 @@ class Interleaved:
 
 
 @dataclass(slots=True)
-class _Sequence:
-    """Tokens of a document while it is laid out, before dead work is cut."""
+class TokenSequence:
+    """Tokens of a document while it is laid out, before dead work is cut.
+
+    Attributes:
+        rules: How it is laid out.
+        tokens: What the language model would get.
+        predicted: Of each token, whether it may be a generation target.
+        starts: Of each image its index, the position of its ``<start_of_img>``, and whether it is anchored.
+        text_tokens: Text tokens among ``tokens``.
+        cut_tokens: Text tokens left out because the document is longer than the context.
+        cut_images: Images left out for the same reason.
+    """
 
     rules: LayoutRules
     tokens: list[int] = field(default_factory=list)
-    predicted: list[bool] = field(default_factory=list)  # may be a generation target
-    starts: list[tuple[int, int, bool]] = field(default_factory=list)  # image, its <start_of_img>, anchored
+    predicted: list[bool] = field(default_factory=list)
+    starts: list[tuple[int, int, bool]] = field(default_factory=list)
     text_tokens: int = 0
     cut_tokens: int = 0
     cut_images: int = 0
 
     @property
     def is_cut(self) -> bool:
+        """Whether something was left out, so that nothing may follow."""
         return self.cut_tokens > 0 or self.cut_images > 0
 
     @property
     def room(self) -> int:
+        """Tokens that still fit."""
         return 0 if self.is_cut else self.rules.max_tokens - len(self.tokens)
 
     def add(self, ids: Iterable[int], predicted: bool) -> None:
+        """Append tokens."""
         before = len(self.tokens)
         self.tokens.extend(ids)
         self.predicted.extend([predicted] * (len(self.tokens) - before))
 
     def add_text(self, ids: list[int]) -> None:
+        """Append as much of a text as fits."""
         kept = ids[: self.room]
         self.add(kept, True)
         self.text_tokens += len(kept)
         self.cut_tokens += len(ids) - len(kept)
 
     def add_image(self, index: int, tokenizer: Tokenizer) -> None:
+        """Append an image if it fits."""
         if self.room < self.rules.tokens_per_image + 2:
             self.cut_images += 1
             return
@@ -159,9 +174,6 @@ def lay_out(
 ) -> TokenLayout:
     """Lay out a document's tokens, targets, images and anchors.
 
-    Cut at ``rules.max_tokens``: a text may be cut anywhere, an image that does not fit ends the document.
-    Of a pair (one image, one text) the text is shortened first, so that the image always stays.
-
     Args:
         document: The document.
         tokenizer: Encodes the texts; structural tokens spelled out in a text are dropped.
@@ -174,8 +186,19 @@ def lay_out(
     Returns:
         The layout. It is empty (T = 0, I = 0) when no loss can see anything of the document.
     """
+    return _cut_dead_work(put_in_order(document, tokenizer, rules, rng), regresses)
+
+
+def put_in_order(
+    document: Document, tokenizer: Tokenizer, rules: LayoutRules, rng: np.random.Generator
+) -> TokenSequence:
+    """The tokens of a document with its images in their places, as they fit into the context.
+
+    Cut at ``rules.max_tokens``: a text may be cut anywhere, an image that does not fit ends the document.
+    Of a pair (one image, one text) the text is shortened first, so that the image always stays.
+    """
     pieces = place_pieces(document, tokenizer, rules.image_first_probability, rng)
-    sequence = _Sequence(rules)
+    sequence = TokenSequence(rules)
     shortened = _shorten_pair(pieces, rules)
     if pieces and isinstance(pieces[0], list):
         sequence.add([tokenizer.start_of_text], False)
@@ -187,7 +210,7 @@ def lay_out(
     if pieces and isinstance(pieces[-1], list) and sequence.room > 0:
         sequence.add([tokenizer.end_of_text], True)
     sequence.cut_tokens += shortened
-    return _cut_dead_work(sequence, regresses)
+    return sequence
 
 
 def place_pieces(
@@ -239,7 +262,7 @@ def _shorten_pair(pieces: list[list[int] | int], rules: LayoutRules) -> int:
     return surplus
 
 
-def _cut_dead_work(sequence: _Sequence, regresses: bool) -> TokenLayout:
+def _cut_dead_work(sequence: TokenSequence, regresses: bool) -> TokenLayout:
     """End the LM input at the last position that a loss reads, and drop images that feed no loss."""
     tokens = np.array(sequence.tokens, dtype=np.int64)
     targets = np.full(len(tokens), IGNORE, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Causal attention inside the documents of a packed batch, plugged into transformers' models.
+"""Attention inside the documents of a packed batch, causal or both ways, plugged into transformers' models.
 
 transformers looks its attention up by name in ``AttentionInterface``; ours is ``packed_causal``. It takes
 one flat sequence [1, heads, T, head_dim] and how it is packed, and never attends across documents: a batch
@@ -44,10 +44,12 @@ class Packing:
     Attributes:
         lengths: Tokens of each document, each >= 1, summing to T.
         device: Where the queries are.
+        causal: A query sees the keys up to its own position; else all of its document.
     """
 
     lengths: list[int]
     device: torch.device
+    causal: bool = True
     _masks: dict[int | None, BlockMask] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -90,7 +92,7 @@ def nested_attention(
         packing: How the documents lie in T.
         scale: Factor on the scores.
         keys: How the keys lie in S: piece n of the queries attends to all of piece n. None: they lie as the
-            queries do, and attention is causal.
+            queries do, and attention is causal where ``packing`` says so.
     """
     width = query.shape[-1]
 
@@ -106,7 +108,7 @@ def nested_attention(
     key, value = (nested(x, keys or packing) for x in (key, value))
     with sdpa_kernel(_VARIABLE_LENGTH):
         output = F.scaled_dot_product_attention(
-            nested(query, packing), key, value, is_causal=keys is None, scale=scale
+            nested(query, packing), key, value, is_causal=keys is None and packing.causal, scale=scale
         )
     return output.transpose(1, 2).values()[..., :width].unsqueeze(0)
 
@@ -145,11 +147,17 @@ def _flex_packed_attention(
 
 
 def _document_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """One document [1, H, L, d] on the CPU."""
     if window is None and softcap is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     scores = query @ key.transpose(-1, -2) * scale
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     position = torch.arange(query.shape[2], device=query.device)
@@ -170,7 +178,7 @@ def _attend(
     """Attention within documents by what the device has: [1, H, T, d] -> [1, T, H, d]."""
     if not query.is_cuda:
         parts = zip(*(x.split(packing.lengths, 2) for x in (query, key, value)), strict=True)
-        outputs = [_document_attention(q, k, v, scale, window, softcap) for q, k, v in parts]
+        outputs = [_document_attention(q, k, v, packing.causal, scale, window, softcap) for q, k, v in parts]
         return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
     if window is None and softcap is None:
         return nested_attention(query, key, value, packing, scale)
@@ -208,7 +216,8 @@ def packed_causal_attention(
         [1, T, H, d] and no weights.
 
     Raises:
-        ConfigError: If the language model asks for dropout, or did not hand the packing through.
+        ConfigError: If the language model asks for dropout, for a window or a softcap where attention goes
+            both ways, or did not hand the packing through.
     """
     if dropout:
         raise ConfigError(
@@ -218,6 +227,11 @@ def packed_causal_attention(
         raise ConfigError(f"{type(module).__name__} lost the packing: this language model cannot run packed")
     if sliding_window is not None and sliding_window >= max(packing.lengths):
         sliding_window = None
+    if not packing.causal and (sliding_window or softcap):
+        raise ConfigError(
+            "model.language_model: this method attends both ways, which goes without a sliding window and "
+            "without a softcap; use opt, gpt2 or llama"
+        )
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -53,14 +53,16 @@ def pooler_flops(pooler: AttentivePooler, tokens: int, batch: PackedBatch) -> in
     return len(batch["pixel_values"]) * values + paired * latent + read * slots
 
 
-def language_model_flops(language_model: TransformersLM, lengths: Sequence[int]) -> int:
-    """Operations of a batch's forward: matrices a token, causal attention a document.
+def language_model_flops(language_model: TransformersLM, lengths: Sequence[int], causal: bool = True) -> int:
+    """Operations of a batch's forward: matrices a token, attention a document.
 
-    A query at position t attends to t + 1 keys; both its products with keys and with values count.
+    A query at position t attends to t + 1 keys, or to all of its document; both its products with keys and
+    with values count.
 
     Args:
         language_model: Its backbone's matrices, embeddings apart, are multiplied once a token.
         lengths: Tokens of each document.
+        causal: Attention is causal.
     """
     config: Any = language_model.backbone.config
     tables = (m.weight for m in language_model.modules() if isinstance(m, nn.Embedding))
@@ -68,7 +70,7 @@ def language_model_flops(language_model: TransformersLM, lengths: Sequence[int])
     parameters = [p for p in language_model.parameters() if p.dim() == 2 and id(p) not in embeddings]
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    pairs = sum(length * (length + 1) // 2 if causal else length**2 for length in lengths)
     return (
         2 * sum(lengths) * sum(p.numel() for p in parameters) + 4 * pairs * width * config.num_hidden_layers
     )

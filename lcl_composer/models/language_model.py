@@ -104,6 +104,7 @@ class TransformersLM(nn.Module):
         image_tokens: Tensor | None = None,
         slots: Tensor | None = None,
         images: Any = None,
+        causal: bool = True,
     ) -> Tensor:
         """Outputs for a packed batch, image tokens put into their slots.
 
@@ -112,6 +113,7 @@ class TransformersLM(nn.Module):
             image_tokens: [S, E], None where the text stands alone.
             slots: [S] int64, their flat positions.
             images: What blocks between the layers get.
+            causal: A position sees what stands before it; else all of its document.
 
         Returns:
             [T, E]; of a batch without a token one blank row, which keeps every parameter in the graph.
@@ -123,10 +125,15 @@ class TransformersLM(nn.Module):
         embeddings_TE = self.embed(tokens)
         if image_tokens is not None and slots is not None:
             embeddings_TE = embeddings_TE.index_copy(0, slots, image_tokens.to(embeddings_TE.dtype))
-        return self(embeddings_TE, positions, lengths, images)
+        return self(embeddings_TE, positions, lengths, images, causal)
 
     def forward(
-        self, embeddings: Tensor, positions: Tensor, lengths: list[int], images: Any = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        lengths: list[int],
+        images: Any = None,
+        causal: bool = True,
     ) -> Tensor:
         """Outputs of the last layer for a packed sequence.
 
@@ -135,9 +142,10 @@ class TransformersLM(nn.Module):
             positions: [T] int64, restarting at 0 in each document.
             lengths: Tokens of each document, each >= 1, summing to T.
             images: What blocks between the layers get.
+            causal: A position sees what stands before it; else all of its document.
 
         Returns:
-            [T, E]; position t has seen the tokens of its own document up to t.
+            [T, E]; position t has seen the tokens of its own document, up to t where attention is causal.
         """
         # A 4-d mask is handed through untouched by transformers, which would else build a [T, T] one.
         unused_mask = embeddings.new_zeros(1, 1, 1, 1)
@@ -146,7 +154,7 @@ class TransformersLM(nn.Module):
             position_ids=positions.unsqueeze(0),
             attention_mask=unused_mask,
             use_cache=False,
-            packing=Packing(lengths, embeddings.device),
+            packing=Packing(lengths, embeddings.device, causal),
             images=images,
         )
         return output.last_hidden_state[0]

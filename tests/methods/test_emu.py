@@ -16,18 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lcl_composer.data.batch import IGNORE, PackedBatch
-from lcl_composer.data.collate import bad_sample, collate, num_samples, split_batch
 from lcl_composer.data.interleave import Interleaved
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.methods.emu import Emu
 from tests import runs
-from tests.algorithms.training import as_launched
-from tests.distributed import run_ranks
+from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
-    IMAGE_SIZE,
     RULES,
     TOKENIZER,
     TOKENS_PER_IMAGE,
@@ -37,7 +34,6 @@ from tests.models.tiny import (
     gradients,
     random_batch,
     random_document,
-    sample,
     tiny_method,
 )
 
@@ -135,39 +131,13 @@ def test_every_parameter_gets_a_gradient(rows: PackedBatch, weights: tuple[float
 
 @pytest.mark.parametrize("microbatch_size", [1, 2, 3])
 def test_microbatches_give_the_gradient_of_the_batch(microbatch_size: int) -> None:
-    whole, split, rows = model_of(), model_of(), random_batch(7, LAYOUT)
-    whole.loss(whole(rows), rows)["total"].backward()
-    for part in split_batch(rows, microbatch_size):
-        (num_samples(part) / 7 * split.loss(split(part), part)["total"]).backward()
-    expected = gradients(whole)
-    for name, gradient in gradients(split).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
-
-
-#: Documents of each rank of four; the others are bad, so that a rank may have none.
-UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
-
-
-def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, Tensor]:
-    """One rank's gradients; DDP takes their mean."""
-    as_launched(rank, ranks)
-    first = sum(UNEVEN[ranks][:rank])
-    mine = [sample(random_document(first + i), LAYOUT) for i in range(UNEVEN[ranks][rank])]
-    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
-    model = model_of()
-    model.loss(model(rows), rows)["total"].backward()
-    return gradients(model)
+    assert_microbatches_agree(Emu, microbatch_size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", UNEVEN)
 def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
-    found = run_ranks(ranks, gradients_of_a_rank)
-    model, rows = model_of(), random_batch(sum(UNEVEN[ranks]), LAYOUT)
-    model.loss(model(rows), rows)["total"].backward()
-    for name, expected in gradients(model).items():
-        mean = torch.stack([of_rank[name] for of_rank in found]).mean(0)
-        torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-6, msg=name)
+    assert_ranks_agree(Emu, ranks)
 
 
 def test_a_forward_is_what_torch_counts() -> None:

@@ -20,6 +20,7 @@ from lcl_composer.data.collate import split_batch
 from lcl_composer.methods.emu import Emu
 from lcl_composer.methods.flamingo import Flamingo
 from lcl_composer.methods.lcl import LCL
+from lcl_composer.methods.masked import Masked
 from lcl_composer.methods.method import Method
 from tests.models.tiny import (
     RULES,
@@ -44,6 +45,7 @@ METHODS = {
     "lcl without contrast": partial(LCL, contrastive_weight=0.0),
     "emu": Emu,
     "flamingo": Flamingo,
+    "masked": Masked,
 }
 
 

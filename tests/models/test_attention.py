@@ -39,11 +39,14 @@ def plain(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    """The formula with a mask [T, T]: softmax over earlier tokens of the same document."""
+    """The formula with a mask [T, T]: softmax over the document's tokens, the earlier ones if causal."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    allowed = (document[:, None] == document[None]) & torch.ones(len(document), len(document)).tril().bool()
+    allowed = document[:, None] == document[None]
+    if causal:
+        allowed &= torch.ones(len(document), len(document)).tril().bool()
     if window is not None:
         allowed &= torch.ones(len(document), len(document)).triu(1 - window).bool()
     scores = query @ key.transpose(-1, -2) * scale
@@ -78,6 +81,25 @@ def test_equals_the_plain_formula(
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 130])
+def test_both_ways_equals_the_plain_formula(window: int | None):
+    """A window as long as the longest document hides nothing."""
+    inputs = draw(4, 2)
+    packing = Packing(LENGTHS, CPU, causal=False)
+    output, _ = packed_causal_attention(Layer(2), *inputs, None, packing=packing, sliding_window=window)
+    expected = plain(*inputs, LENGTHS, 0.25, causal=False)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"sliding_window": 4}, {"softcap": 3.0}], ids=str)
+def test_both_ways_goes_without_window_and_softcap(change: dict[str, float]):
+    packing = Packing(LENGTHS, CPU, causal=False)
+    with pytest.raises(ConfigError, match="attends both ways"):
+        packed_causal_attention(Layer(), *draw(2, 2), None, packing=packing, **change)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -149,6 +171,11 @@ def test_nested_attention_hands_flash_attention_the_documents(flash: list[Call],
     for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert flash == [Call(130, 130, padded, causal=True)]
+
+
+def test_flash_attention_is_told_to_go_both_ways(flash: list[Call]):
+    attention.nested_attention(*draw(2, 2), Packing(LENGTHS, CPU, causal=False), 0.3)
+    assert flash == [Call(130, 130, 16, causal=False)]
 
 
 def test_nested_attention_refuses_where_no_kernel_of_variable_length_runs():

@@ -1,0 +1,60 @@
+"""Microbatches and uneven ranks against one process with the whole batch, where nothing is contrasted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lcl_composer.data.collate import bad_sample, collate, num_samples, split_batch
+from lcl_composer.methods.method import Method
+from tests.algorithms.training import as_launched
+from tests.distributed import run_ranks
+from tests.models.tiny import (
+    IMAGE_SIZE,
+    RULES,
+    TOKENIZER,
+    gradients,
+    random_batch,
+    random_document,
+    sample,
+    tiny_method,
+)
+
+#: Documents of each rank of four; the others are bad, so that a rank may have none.
+UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
+
+
+def whole_gradients(method: type[Method], documents: int) -> dict[str, Tensor]:
+    """Gradients of one process with these documents in one batch."""
+    model = tiny_method(method)
+    rows = random_batch(documents, model.layout(TOKENIZER, RULES))
+    model.loss(model(rows), rows)["total"].backward()
+    return gradients(model)
+
+
+def assert_microbatches_agree(method: type[Method], microbatch_size: int) -> None:
+    """Losses weighted as Composer does add up to the gradient of seven documents together."""
+    model = tiny_method(method)
+    for part in split_batch(random_batch(7, model.layout(TOKENIZER, RULES)), microbatch_size):
+        (num_samples(part) / 7 * model.loss(model(part), part)["total"]).backward()
+    expected = whole_gradients(method, 7)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def assert_ranks_agree(method: type[Method], ranks: int) -> None:
+    """The mean over ranks, which DDP takes, is the gradient of their documents together."""
+    found = run_ranks(ranks, _gradients_of_a_rank, method)
+    for name, expected in whole_gradients(method, sum(UNEVEN[ranks])).items():
+        mean = torch.stack([of_rank[name] for of_rank in found]).mean(0)
+        torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def _gradients_of_a_rank(rank: int, ranks: int, method: type[Method]) -> dict[str, Tensor]:
+    as_launched(rank, ranks)
+    model, first = tiny_method(method), sum(UNEVEN[ranks][:rank])
+    layout = model.layout(TOKENIZER, RULES)
+    mine = [sample(random_document(first + i), layout) for i in range(UNEVEN[ranks][rank])]
+    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
+    model.loss(model(rows), rows)["total"].backward()
+    return gradients(model)
