@@ -149,6 +149,7 @@ methods: Registry[Any] = Registry(
     "method",
     {
         "clip": "lcl_composer.methods.clip:CLIP",
+        "coca": "lcl_composer.methods.coca:CoCa",
         "emu": "lcl_composer.methods.emu:Emu",
         "flamingo": "lcl_composer.methods.flamingo:Flamingo",
         "lcl": "lcl_composer.methods.lcl:LCL",

@@ -10,6 +10,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.losses import generation_loss
 from lcl_composer.methods.method import Outputs, Term
 from lcl_composer.models.language_model import TransformersLM
+from lcl_composer.models.multimodal_decoder import MultimodalDecoder
 
 
 class Generation:
@@ -26,7 +27,11 @@ class Generation:
     """
 
     def __init__(
-        self, owner: nn.Module, language_model: TransformersLM, vocab_size: int, backend: str | None = None
+        self,
+        owner: nn.Module,
+        language_model: TransformersLM | MultimodalDecoder,
+        vocab_size: int,
+        backend: str | None = None,
     ):
         width = language_model.hidden_size
         owner.generation_norm = nn.Identity() if language_model.has_final_norm else nn.LayerNorm(width)

@@ -17,12 +17,15 @@ from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
+from lcl_composer.methods.clip import CLIP
+from lcl_composer.methods.coca import CoCa
 from lcl_composer.methods.emu import Emu
 from lcl_composer.methods.flamingo import Flamingo
 from lcl_composer.methods.lcl import LCL
 from lcl_composer.methods.masked import Masked
 from lcl_composer.methods.method import Method
 from tests.models.tiny import (
+    IMAGE,
     RULES,
     TOKENIZER,
     bad_batch,
@@ -47,6 +50,9 @@ METHODS = {
     "flamingo": Flamingo,
     "masked": Masked,
 }
+PAIRS = [document("1 2 3", IMAGE, name="a"), document("4 5", IMAGE, name="b")]
+PAIR_BATCHES = {"pairs": partial(batch, PAIRS), "all bad": BATCHES["all bad"]}
+PAIR_METHODS = {"clip": CLIP, "coca": partial(CoCa, num_queries=3)}
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +84,12 @@ def test_a_step_asks_the_device_nothing(rows: Any, method: Any):
     model = tiny_method(method)
     step(model, [rows(model.layout(TOKENIZER, RULES))])
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("rows", PAIR_BATCHES.values(), ids=PAIR_BATCHES)
+@pytest.mark.parametrize("method", PAIR_METHODS.values(), ids=PAIR_METHODS)
+def test_nor_does_a_method_on_pairs(rows: Any, method: Any):
+    test_a_step_asks_the_device_nothing(rows, method)
 
 
 def test_nor_in_microbatches():

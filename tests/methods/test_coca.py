@@ -1,0 +1,200 @@
+"""CoCa's losses against a plain version a pair at a time, its gradients over ranks, whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcl_composer.config import compose
+from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.collate import Sample, bad_sample, collate, split_batch
+from lcl_composer.data.paired import Paired
+from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.errors import ConfigError
+from lcl_composer.methods.coca import CoCa
+from tests import runs
+from tests.algorithms.training import as_launched
+from tests.distributed import run_ranks
+from tests.methods.whole_runs import assert_resumes_exactly, pairs, settings
+from tests.models.tiny import (
+    EMBED_DIM,
+    IMAGE,
+    IMAGE_SIZE,
+    RULES,
+    TOKENIZER,
+    TOKENS_PER_IMAGE,
+    bad_batch,
+    document,
+    gradients,
+    sample,
+    tiny_method,
+)
+
+PAIR = Paired(TOKENIZER, RULES, predicts=True)
+
+
+def model_of(**options: Any) -> CoCa:
+    return tiny_method(CoCa, **{"num_queries": 3, **options})
+
+
+def samples_of(count: int) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(map(str, rng.integers(1, 59, rng.integers(1, 9)))) for _ in range(count)]
+    return [sample(document(text, IMAGE, name=f"d{n}"), PAIR) for n, text in enumerate(texts)]
+
+
+def batch_of(count: int) -> PackedBatch:
+    return collate(samples_of(count))
+
+
+def plain_loss(model: CoCa, rows: PackedBatch, weights: tuple[float, float] = (1.0, 2.0)) -> Tensor:
+    """The paper's losses a pair at a time, without a packed batch."""
+    bounds, images, texts, logits = rows["cu_seqlens"].tolist(), [], [], []
+    for first, last, pixels in zip(bounds, bounds[1:], rows["pixel_values"], strict=False):
+        tokens = rows["tokens"][first:last]
+        embeddings = model.language_model.embed(tokens)
+        outputs = model.language_model(embeddings, torch.arange(len(tokens)), [len(tokens)])
+        seen = model.captioning_pooler(model.encoder(pixels[None]))
+        images.append(model.image_proj(model.image_norm(model.contrastive_pooler(seen)[0, 0])))
+        texts.append(model.context_proj(model.context_norm(outputs[-1])))
+        decoded = model.multimodal_decoder(outputs[:-1], [len(tokens) - 1], seen)
+        logits.append(model.generation_head(model.generation_norm(decoded)))
+    captions = torch.cat([rows["tokens"][a + 1 : b] for a, b in pairwise(bounds)])
+    similarity = F.normalize(torch.stack(images), dim=-1) @ F.normalize(torch.stack(texts), dim=-1).T
+    scores, labels = model.logit_scale.exp() * similarity, torch.arange(len(images))
+    contrast = (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+    return weights[0] * contrast + weights[1] * F.cross_entropy(torch.cat(logits), captions)
+
+
+def assert_gradients(found: dict[str, Tensor], model: CoCa, loss: Tensor, **tolerance: float) -> None:
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for (name, _), grad in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(found[name], grad, msg=lambda text, n=name: f"{n}: {text}", **tolerance)
+
+
+def whole_loss(model: CoCa, rows: PackedBatch) -> Tensor:
+    """In one process and one microbatch."""
+    return model.loss(model(rows), rows)["total"]
+
+
+def test_loss_and_gradients_are_those_of_the_paper() -> None:
+    model, rows = model_of(), batch_of(5)
+    loss = whole_loss(model, rows)
+    torch.testing.assert_close(loss, plain_loss(model, rows), rtol=1e-5, atol=1e-6)
+    loss.backward()
+    assert_gradients(gradients(model), model, plain_loss(model, rows), rtol=1e-4, atol=1e-5)
+
+
+def test_the_text_tower_sees_no_image_and_a_caption_sees_its_own() -> None:
+    model, rows = model_of(), batch_of(3)
+    changed: PackedBatch = {**rows, "pixel_values": rows["pixel_values"].clone()}  # type: ignore[typeddict-item]
+    changed["pixel_values"][1] = 255 - changed["pixel_values"][1]
+    with torch.no_grad():
+        before, after = model(rows), model(changed)
+    assert torch.equal(before["text_features"], after["text_features"])
+    assert (before["image_features"] != after["image_features"]).any(1).tolist() == [False, True, False]
+    moved = (before["hidden"] != after["hidden"]).any(1).split([n - 1 for n in rows["lengths"]])
+    assert [bool(one.all()) for one in moved] == [bool(one.any()) for one in moved] == [False, True, False]
+
+
+def test_the_decoder_runs_no_token_that_predicts_nothing() -> None:
+    model, rows, seen = model_of(), batch_of(3), []
+    layer: Any = model.multimodal_decoder.layers[0]
+    layer.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    model(rows)
+    assert seen == [len(rows["tokens"]) - 3]
+
+
+def test_latents_are_what_the_contrast_reads() -> None:
+    model, rows = model_of(), batch_of(3)
+    latents, tokens = model.encode_images(rows["pixel_values"])
+    assert tokens.shape[1] == TOKENS_PER_IMAGE
+    assert latents is not None
+    assert latents.shape == (3, EMBED_DIM)
+    assert torch.equal(latents, model(rows)["image_features"])
+
+
+def test_a_batch_without_a_pair_trains_nothing_and_leaves_no_gradient_out() -> None:
+    model, rows = model_of(), bad_batch(2)
+    whole_loss(model, rows).backward()
+    assert all(not gradient.any() for gradient in gradients(model).values())
+
+
+def test_microbatches_add_up_to_contrasts_of_their_own() -> None:
+    """Captions are those of the batch; GradCache is what restores the whole contrast."""
+    model, rows = model_of(contrastive_weight=0.0), batch_of(6)
+    for part in split_batch(rows, 4):
+        (whole_loss(model, part) * len(part["ids"]) / 6).backward()
+    expected = torch.autograd.grad(plain_loss(model, rows, (0.0, 2.0)), list(model.parameters()))
+    for (name, found), grad in zip(gradients(model).items(), expected, strict=True):
+        torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_operations_are_what_torch_counts() -> None:
+    model, rows = model_of().eval(), batch_of(4)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(rows)["hidden"] @ model.generation_head.weight.T
+    queries = 2 * (3 + 1) * model.captioning_pooler.q.weight.numel()  # of both poolers, once a batch
+    # torch counts whole score matrices, of which a causal kernel computes half
+    above = sum(4 * n * (n - 1) // 2 * EMBED_DIM * 2 for long in rows["lengths"] for n in (long, long - 1))
+    assert sum(model.forward_flops(rows).values()) + queries + above == counter.get_total_flops()
+
+
+#: Pairs of each rank of four documents; the others are bad, so that a rank may have none.
+UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
+
+
+def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, Tensor]:
+    """One rank's gradients; DDP takes their mean."""
+    as_launched(rank, ranks)
+    before = sum(UNEVEN[ranks][:rank])
+    mine = samples_of(8)[before : before + UNEVEN[ranks][rank]]
+    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
+    model = model_of()
+    whole_loss(model, rows).backward()
+    return gradients(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", UNEVEN)
+def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
+    found = run_ranks(ranks, gradients_of_a_rank)
+    mean = {name: torch.stack([of_rank[name] for of_rank in found]).mean(0) for name in found[0]}
+    model, rows = model_of(), collate(samples_of(8)[: sum(UNEVEN[ranks])])
+    assert_gradients(mean, model, whole_loss(model, rows), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield runs.write_data(tmp_path / "data", pairs(30))
+    clean_shared_memory()
+
+
+def values_of(data: Path, **method: Any) -> dict[str, Any]:
+    grad_cache = {"device_train_microbatch_size": 2, "algorithms": {"grad_cache": {}}}
+    values = settings(data, {"name": "coca", "num_queries": 3, **method}, **grad_cache)
+    values["model"]["pooler"] = None
+    return values
+
+
+@pytest.mark.slow
+def test_a_run_with_grad_cache_resumes_exactly(data: Path, tmp_path: Path) -> None:
+    assert_resumes_exactly(tmp_path, values_of(data))
+
+
+@pytest.mark.parametrize("name", ["multimodal_layers", "num_queries"])
+def test_sizes_below_1_are_refused(data: Path, tmp_path: Path, name: str) -> None:
+    path = runs.write_yaml(tmp_path, values_of(data, **{name: 0}))
+    with pytest.raises(ConfigError, match=f"{name}: is 0, must be at least 1"):
+        compose(path, [])
