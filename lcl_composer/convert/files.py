@@ -134,17 +134,25 @@ def inside(root: Path, name: Any, base: Path | None = None, links_into: Path | N
     if not isinstance(name, str) or not name or "\0" in name:
         raise Rejected("no file name")
     try:
-        lexical = (base or root) / name
-        path = lexical.resolve()
-        within = path.is_relative_to(root.resolve())
+        lexical = os.path.join(base or root, name)
+        path = os.path.realpath(lexical)
+        within = _is_in(path, _real(root))
         if not within and (target := links_into or snapshot_blobs(root)):
-            named_inside = Path(os.path.abspath(lexical)).is_relative_to(os.path.abspath(root))
-            within = named_inside and path.is_relative_to(target.resolve())
+            within = _is_in(os.path.abspath(lexical), os.path.abspath(root)) and _is_in(path, _real(target))
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, half a character
         raise Rejected("file missing") from error
     if not within:
         raise Rejected("path climbs out of the folder")
-    return path
+    return Path(path)
+
+
+@cache
+def _real(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def read_lines(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, bytes | Rejected]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -84,7 +83,7 @@ class Edge:
 
 Token = str | ImageReference | Edge
 
-_EDGE = Edge()
+_EDGE, _HEADING = Edge(), Edge(heading=True)
 
 
 class PageTokens:
@@ -114,7 +113,7 @@ class PageTokens:
         self._images: list[int] = []
         self._mains: list[int] = []
         self._titles: list[int] = []
-        self._inside: Counter[str] = Counter()
+        self._inside = dict.fromkeys(("main", "section", "quote", "link", "noscript", "pre", "unread"), 0)
         if parser.body is not None:
             self._read(parser.body)
 
@@ -129,25 +128,26 @@ class PageTokens:
         stack: list[LexborNode | Region | Edge | str] = [root]
         while stack:
             item = stack.pop()
-            if isinstance(item, str):
+            if isinstance(item, LexborNode):
+                if item.is_text_node:
+                    self._text(item.text_content or "")
+                elif item.is_element_node and not _is_unread(item):
+                    stack.extend(self._enter(item))
+                    if not self._image(item):
+                        stack.extend(reversed(list(item.iter(include_text=True))))
+            elif isinstance(item, str):
                 self._inside[item] -= 1
             elif isinstance(item, Edge):
-                self._add(item)
-            elif isinstance(item, Region):
+                self._edge(item)
+            else:
                 item.end = len(self.row)
-            elif item.is_text_node:
-                self._text(item.text_content or "")
-            elif item.is_element_node and not _is_unread(item):
-                stack.extend(self._enter(item))
-                if not self._image(item):
-                    stack.extend(reversed(list(item.iter(include_text=True))))
 
     def _enter(self, node: LexborNode) -> list[Region | Edge | str]:
         """Note that an element begins; return what is to be done at its end, last thing first."""
         tag, attributes = node.tag or "", node.attributes
         leave: list[Region | Edge | str] = []
         if tag in _BLOCKS:
-            self._add(Edge(tag in _HEADINGS))
+            self._edge(_HEADING if tag in _HEADINGS else _EDGE)
             leave.append(_EDGE)
         elif tag == "br":
             self._add(" ")
@@ -179,7 +179,13 @@ class PageTokens:
                 leave.append(name)
         return leave
 
+    def _edge(self, edge: Edge) -> None:
+        if not self.row or self.row[-1] is not edge:  # two of a kind are one
+            self._add(edge)
+
     def _text(self, text: str) -> None:
+        if text.isspace() and self.row and isinstance(self.row[-1], Edge):
+            return
         if not text.isascii():
             text = text.translate(_INVISIBLE)
         self._add(text, count_words(text))
@@ -202,11 +208,11 @@ class PageTokens:
         return True
 
     def _add(self, token: Token, words: int = 0) -> None:
-        read = not self._inside["unread"]
+        content = not (self._inside["unread"] or self._inside["link"])
         self.row.append(token)
         self.words.append(words)
-        self._prose.append(words if read and not self._inside["link"] else 0)
-        self._images.append(int(isinstance(token, ImageReference) and read and not self._inside["link"]))
+        self._prose.append(words if content else 0)
+        self._images.append(int(content and isinstance(token, ImageReference)))
 
 
 def _is_gap(token: Token) -> bool:

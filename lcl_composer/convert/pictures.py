@@ -42,7 +42,7 @@ def read_listed(name: Any, root: Path, rules: ImageRules, folders: Sequence[str]
         Rejected: If there is no such image, or one the rules refuse.
     """
     bases = [root / folder for folder in folders]
-    paths = [inside(root, name, base, rules.links_into) for base in bases]
+    paths = (inside(root, name, base, rules.links_into) for base in bases)
     found = next(filter(os.path.isfile, paths), None)
     return read_image(found, rules) if found is not None else read_picture(name, root, rules, bases)
 
@@ -75,12 +75,20 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folders: Sequenc
         raise Rejected("not a local file")
     if not url.path or "\0" in reference:
         raise Rejected("no src")
-    paths = [
+    paths = (
         inside(root, name, base, rules.links_into)
         for base in _bases(url.path, root, folders)
         for name in _names(url)
-    ]
-    return read_image(next(filter(os.path.isfile, paths), paths[0]), rules)
+    )
+    return read_image(_there(paths), rules)
+
+
+def _there(paths: Iterator[Path]) -> Path:
+    """Return the first that is a file, else the first."""
+    first = next(paths, None)
+    if first is None:
+        raise Rejected("no src")
+    return first if os.path.isfile(first) else next(filter(os.path.isfile, paths), first)
 
 
 def from_base64(text: bytes) -> bytes:

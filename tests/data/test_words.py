@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.words import count_words, document_words, has_words
@@ -29,6 +31,12 @@ from lcl_composer.data.words import count_words, document_words, has_words
 )
 def test_words_of_a_text(text, words):
     assert count_words(text) == words
+
+
+@given(st.text(alphabet="ab1_2.':,; -x\n\"\x1f", max_size=12))
+def test_ascii_is_counted_by_the_same_rules(text):
+    """A letter beyond ASCII after a blank is a word of its own and takes the general way."""
+    assert count_words(text) == count_words(text + " é") - 1
 
 
 def test_words_of_a_document_are_those_of_its_texts():
