@@ -188,18 +188,18 @@ def _check_splits(report: ConversionReport, job: Job, folder: WorkFolder, result
     causes = (report.dropped + report.broken + report.dropped_images).most_common(3)
     reasons = ", ".join(f"{reason} ({count})" for reason, count in causes)
     first = ", ".join(f"{report.named[reason][0]} ({reason})" for reason, _ in causes)
+    hint = f"; {job.source.hint}" if job.source.hint else ""
     raise DataError(
         f"{report.source}: none of {report.read} documents kept: {reasons}; the first: {first}; "
-        f"all are in {failures}"
+        f"all are in {failures}{hint}"
     )
 
 
 def _nothing_found(report: ConversionReport, source: Source) -> str:
     found = ", ".join(f"{what} ({count})" for what, count in report.passed_over.most_common(5))
-    hint = f"; {source.hint}" if source.hint else ""
     return (
         f"{report.source}: found nothing to read; {source.kind} looks for {source.looks_for}, "
-        f"here are {found or 'no other files'}{hint}"
+        f"here are {found or 'no other files'}"
     )
 
 

@@ -78,7 +78,7 @@ class Source(ABC):
     has_splits: ClassVar[bool] = False
     #: Endings of the files that are read; the others are counted.
     reads: ClassVar[frozenset[str]]
-    #: What helps where nothing was found, for messages.
+    #: What helps where nothing was kept, for messages.
     hint: ClassVar[str] = ""
 
     @property

@@ -49,6 +49,7 @@ class Table(PairSource):
 
     kind: ClassVar[str] = "table"
     reads: ClassVar[frozenset[str]] = SUFFIXES | IMAGE_SUFFIXES
+    hint: ClassVar[str] = "name the columns with --image-column and --caption-column"
 
     @property
     def _root(self) -> Path:
@@ -68,7 +69,7 @@ class Table(PairSource):
         """Yield stretches of the tables, having looked for the two columns in each."""
         names = [self.source.name] if self.source.is_file() else walk(self.source, SUFFIXES, self.links_into)
         for name in names:
-            check_columns(self._root / name, [self.image_column, self.caption_column])
+            check_columns(self._root / name, [self.image_column, self.caption_column], self.hint)
             yield from table_parts(self._root, name)
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:

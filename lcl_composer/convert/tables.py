@@ -69,8 +69,13 @@ def table_rows(
         report.break_file(f"unreadable or cut off ({type(error).__name__})", here)
 
 
-def check_columns(path: Path, columns: list[str]) -> None:
+def check_columns(path: Path, columns: list[str], hint: str = "") -> None:
     """Check that a table has these columns; JSONL names them a line, what is broken is counted later.
+
+    Args:
+        path: The table.
+        columns: Those it must have.
+        hint: What helps where one is missing, for the message.
 
     Raises:
         DataError: If it lacks one.
@@ -85,4 +90,5 @@ def check_columns(path: Path, columns: list[str]) -> None:
     except _BROKEN:
         return
     if missing := [column for column in columns if column not in found]:
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(found)}")
+        helps = f"; {hint}" if hint else ""
+        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(found)}{helps}")

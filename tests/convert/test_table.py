@@ -269,7 +269,7 @@ def test_an_absolute_path_and_a_link_out_of_the_folder_climb_out(tmp_path):
 
 def test_wrong_tables_are_refused(tmp_path):
     table = write(images(tmp_path) / "t.csv", ROWS)
-    with pytest.raises(DataError, match="no column 'text'; it has image, caption"):
+    with pytest.raises(DataError, match="no column 'text'; it has image, caption; name the columns with"):
         run(Table(table, caption_column="text"), tmp_path)
     with pytest.raises(DataError, match="no table"):
         run(Table(tmp_path / "set/r.png"), tmp_path)
