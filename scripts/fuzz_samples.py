@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import tarfile
@@ -68,7 +69,10 @@ def own_samples(folder: Path) -> list[Sample]:
             Table,
             {"t.parquet": _parquet({k: [r[k] for r in _rows()] for k in _rows()[0]}), **images},
         ),
+        ("zipped csv", Table, {"t.csv.gz": gzip.compress(_csv()), **images}),
         ("img2dataset", Img2Dataset, _tars(*images.values())),
+        ("img2dataset files", Img2Dataset, _sample_files(*images.values())),
+        ("img2dataset parquet", Img2Dataset, _sample_table(*images.values())),
         ("mmc4", MMC4, {"docs_shard_0_v2.jsonl.zip": _mmc4(), **images}),
         ("obelics", partial(Obelics, bytes_column="bytes"), {"t.parquet": _obelics(*images.values())}),
         ("imagefolder", ImageFolder, _classes(*images.values())),
@@ -108,11 +112,23 @@ def _csv() -> bytes:
     return file.getvalue().encode()
 
 
+_FACTS = b'{"caption": "a boat", "similarity": 0.3}'
+_STATUS = {"key": ["1", "2", "3"], "status": ["success", "success", "failed"]}
+
+
 def _tars(red: bytes, blue: bytes) -> dict[str, bytes]:
-    facts = b'{"caption": "a boat", "similarity": 0.3}'
-    tar = _tar({"1.jpg": red, "1.txt": b"a boat", "1.json": facts, "2.png": blue, "2.txt": b"two"})
-    table = _parquet({"key": ["1", "2", "3"], "status": ["success", "success", "failed"]})
-    return {"0.tar": tar, "0.parquet": table}
+    tar = _tar({"1.jpg": red, "1.txt": b"a boat", "1.json": _FACTS, "2.png": blue, "2.txt": b"two"})
+    return {"0.tar": tar, "0.parquet": _parquet(_STATUS)}
+
+
+def _sample_files(red: bytes, blue: bytes) -> dict[str, bytes]:
+    files = {"0/1.jpg": red, "0/1.txt": b"a boat", "0/1.json": _FACTS, "0/2.png": blue, "0/2.txt": b"two"}
+    return {**files, "0.parquet": _parquet(_STATUS)}
+
+
+def _sample_table(red: bytes, blue: bytes) -> dict[str, bytes]:
+    captions = ["a boat", "two", None]
+    return {"0.parquet": _parquet({**_STATUS, "caption": captions, "jpg": [red, blue, None]})}
 
 
 def _mmc4() -> bytes:
