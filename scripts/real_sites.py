@@ -14,8 +14,8 @@ from pathlib import Path
 from lcl_composer.convert.engine import convert
 from lcl_composer.convert.html import HTML
 from lcl_composer.convert.report import ConversionReport
-from lcl_composer.errors import DataError
 
+#: A site's package, or packages that make it up, and its generator.
 PACKAGES = {
     "python-pymeasure-doc": "Sphinx, Read the Docs",
     "python-nibabel-doc": "Sphinx, alabaster's kind",
@@ -25,29 +25,29 @@ PACKAGES = {
     "libjfreechart-java-doc": "javadoc",
     "mkdocs-doc": "MkDocs",
     "latex2html": "LaTeX2HTML",
-    "libjs-bootstrap5-doc": "Hugo",
-    "libreoffice-help-en-us": "LibreOffice",
+    "libgtk-3-doc": "gtk-doc (GNOME)",
+    "libreoffice-help-en-us libreoffice-help-common": "LibreOffice",
 }
 
 
-def fetch(package: str, folder: Path) -> Path:
-    """Return the folder with the package's files, which are fetched if they are not there."""
-    unpacked = folder / package
+def fetch(packages: str, folder: Path) -> Path:
+    """Return the folder with the packages' files, which are fetched if they are not there."""
+    unpacked = folder / packages.split()[0]
     if not unpacked.is_dir():
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            apt = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package]
+            apt = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages.split()]
             subprocess.run(apt, cwd=work, check=True)
-            archive = next(Path(work).glob("*.deb"))
-            subprocess.run(["dpkg-deb", "-x", archive, Path(work, "root")], check=True)
+            for archive in Path(work).glob("*.deb"):
+                subprocess.run(["dpkg-deb", "-x", archive, Path(work, "root")], check=True)
             Path(work, "root").rename(unpacked)
     return unpacked
 
 
 def row(package: str, report: ConversionReport) -> str:
-    """Return a package's row of the table."""
+    """Return a site's row of the table."""
     images = report.images.total + report.dropped_images.total() + report.cut_images.total()
     cells = (
-        f"`{package}`",
+        f"`{package.split()[0]}`",
         PACKAGES[package],
         f"{report.read:,} / {report.read - report.dropped.total():,}",
         f"{images:,} / {report.images.total:,}",
@@ -73,14 +73,8 @@ def main() -> None:
     print("| --- " * 8 + "|")
     for package in PACKAGES:
         with tempfile.TemporaryDirectory() as out:
-            try:
-                report = convert(HTML(fetch(package, folder)), f"{out}/pages", progress=False, workers=1)
-                print(row(package, report), flush=True)
-            except DataError as error:
-                print(
-                    f"| `{package}` | {PACKAGES[package]} | {str(error).partition(': ')[2]} |" + " |" * 5,
-                    flush=True,
-                )
+            report = convert(HTML(fetch(package, folder)), f"{out}/pages", progress=False, workers=1)
+            print(row(package, report), flush=True)
 
 
 if __name__ == "__main__":

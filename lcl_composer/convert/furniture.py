@@ -44,7 +44,7 @@ _MENU_NAMES = frozenset({
     "page-numbers", "related-posts", "relatedposts", "jp-relatedposts", "sharedaddy", "share-buttons",
     "social-share", "addtoany_share_save_container", "mw-navigation", "mw-panel", "mw-head",
     "mw-jump-link", "jump-to-nav", "navbox", "vertical-navbox", "catlinks", "sitesub", "contentsub",
-    "p-personal",
+    "p-personal", "childlinks",
 })
 _HEADER_NAMES = frozenset({
     "site-header", "header-wrapper", "masthead", "titlearea", "md-header", "mobile-header",

@@ -125,6 +125,7 @@ SITES = {
         <footer role=contentinfo><nav>{menu}</nav></footer>""",
     "DocBook": """<div class=navheader>{menu}</div><div class=chapter><div class=toc>{menu}</div>{text}</div>
         <div class=navfooter>{menu}</div>""",
+    "LaTeX2HTML": """<div class=navigation>{menu}</div><ul class=ChildLinks>{menu}</ul><hr>{text}""",
     "ASP.NET": "<form><div class=navbar>{menu}</div><table><tr><td>{text}</table></form>",
 }
 
