@@ -37,6 +37,22 @@ class PackedBatch(TypedDict):
     ids: list[str]  # [D] document ids
 
 
+def without_pairs(batch: PackedBatch) -> PackedBatch:
+    """The batch for a step that contrasts nothing: no pair, and of the images only those that are read.
+
+    Tokens, counts and ``images_per_document`` stay.
+    """
+    read = batch["read"]
+    return {
+        **batch,
+        "pixel_values": batch["pixel_values"].index_select(0, read),
+        "image_starts": batch["image_starts"].index_select(0, read),
+        "anchors": torch.full_like(read, -1),
+        "paired": batch["paired"][:0],
+        "read": torch.arange(len(read), device=read.device),
+    }
+
+
 class Places(NamedTuple):
     """Indices of what the losses read, as in :class:`PackedBatch`."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.batch import PackedBatch, without_pairs
 from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.methods.contrast import Contrast, ContrastiveLoss
@@ -31,7 +31,7 @@ class LCL(Method):
         pooler: Patch tokens to the latent and to the language model's image tokens.
         language_model: Causal LM over text embeddings and image tokens.
         vocab_size: Rows V of the generation head.
-        contrastive_weight: Weight of L_con; at 0 it is not computed.
+        contrastive_weight: Weight of L_con; at 0 neither it nor what it alone reads is computed.
         generation_weight: Weight of L_gen; at 0 it is not computed.
         logit_scale_init: Inverse temperature at the start; it is learned.
         logit_scale_max: The inverse temperature is clamped here.
@@ -77,14 +77,21 @@ class LCL(Method):
         """The layout of the released code: images as tokens in their places."""
         return Interleaved(tokenizer, rules)
 
+    def _seen(self, batch: PackedBatch) -> PackedBatch:
+        """What a loss or an evaluation reads of a batch: without L_con neither pairs nor unread images."""
+        needs_pairs = self.terms["contrastive"].weight or not self.training
+        return batch if needs_pairs else without_pairs(batch)
+
     def forward(self, batch: PackedBatch) -> Outputs:
         """Run the packed batch.
 
         Returns:
             ``image_features`` [P, E] pooled latents of the P anchored images; ``context_features`` [P, E] LM
             outputs at their ``<start_of_img>`` after norm and projection; ``hidden`` [N, E] LM outputs at the
-            N positions that predict, after norm; ``targets`` [N] int64. Features are not normalised.
+            N positions that predict, after norm; ``targets`` [N] int64. Features are not normalised. In
+            training P is 0 while L_con has no weight.
         """
+        batch = self._seen(batch)
         latents_PE, image_tokens_SE, slots = self._images(batch)
         outputs_TE = self.language_model.read(batch, image_tokens_SE, slots)
         contexts = batch["anchors"].index_select(0, batch["paired"])
@@ -110,6 +117,7 @@ class LCL(Method):
         The heads are the vocabulary's matrix a target and the projection of the context an anchored image.
         The contrastive logits, under a hundredth of the rest, are left out.
         """
+        batch = self._seen(batch)
         contexts = 2 * len(batch["paired"]) * self.context_proj.weight.numel()
         return {
             **super().forward_flops(batch),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from tests.models.tiny import (
 UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
 
 
-def whole_gradients(method: type[Method], documents: int) -> dict[str, Tensor]:
+def whole_gradients(method: Callable[..., Method], documents: int) -> dict[str, Tensor]:
     """Gradients of one process with these documents in one batch."""
     model = tiny_method(method)
     rows = random_batch(documents, model.layout(TOKENIZER, RULES))
@@ -32,7 +34,7 @@ def whole_gradients(method: type[Method], documents: int) -> dict[str, Tensor]:
     return gradients(model)
 
 
-def assert_microbatches_agree(method: type[Method], microbatch_size: int) -> None:
+def assert_microbatches_agree(method: Callable[..., Method], microbatch_size: int) -> None:
     """Losses weighted as Composer does add up to the gradient of seven documents together."""
     model = tiny_method(method)
     for part in split_batch(random_batch(7, model.layout(TOKENIZER, RULES)), microbatch_size):
@@ -42,7 +44,7 @@ def assert_microbatches_agree(method: type[Method], microbatch_size: int) -> Non
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def assert_ranks_agree(method: type[Method], ranks: int) -> None:
+def assert_ranks_agree(method: Callable[..., Method], ranks: int) -> None:
     """The mean over ranks, which DDP takes, is the gradient of their documents together."""
     found = run_ranks(ranks, _gradients_of_a_rank, method)
     for name, expected in whole_gradients(method, sum(UNEVEN[ranks])).items():
@@ -50,7 +52,7 @@ def assert_ranks_agree(method: type[Method], ranks: int) -> None:
         torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def _gradients_of_a_rank(rank: int, ranks: int, method: type[Method]) -> dict[str, Tensor]:
+def _gradients_of_a_rank(rank: int, ranks: int, method: Callable[..., Method]) -> dict[str, Tensor]:
     as_launched(rank, ranks)
     model, first = tiny_method(method), sum(UNEVEN[ranks][:rank])
     layout = model.layout(TOKENIZER, RULES)

@@ -15,21 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcl_composer.config import compose
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.collate import Sample, bad_sample, collate, num_samples, split_batch
 from lcl_composer.data.document import Document
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.data.tagged import Tagged
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.flamingo import Flamingo
 from lcl_composer.models.attention import Packing
+from lcl_composer.models.encoder import Encoder
 from lcl_composer.models.gated_cross_attention import GatedCrossAttention
+from lcl_composer.models.language_model import TransformersLM
 from tests import runs
-from tests.algorithms.training import as_launched
-from tests.distributed import run_ranks
+from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     IMAGE,
-    IMAGE_SIZE,
     RULES,
     TOKENIZER,
     bad_batch,
@@ -37,7 +36,6 @@ from tests.models.tiny import (
     document,
     gradients,
     random_document,
-    sample,
     tiny_language_model,
     tiny_method,
 )
@@ -45,13 +43,19 @@ from tests.models.tiny import (
 TAGGED = Tagged(TOKENIZER, RULES)
 
 
-def model_of(model_type: str = "opt", gate: float = 0.7, **options: Any) -> Flamingo:
-    """A tiny Flamingo whose gates have opened."""
-    model = tiny_method(Flamingo, model_type, **options)
+def with_open_gates(
+    encoder: Encoder, language_model: TransformersLM, vocab_size: int, gate: float = 0.7, interval: int = 1
+) -> Flamingo:
+    """A Flamingo some way into its training."""
+    model = Flamingo(encoder, language_model, vocab_size, interval)
     for block in model.cross_attention:
         torch.nn.init.constant_(block.attention_gate, gate)
         torch.nn.init.constant_(block.feed_forward_gate, -gate)
     return model
+
+
+def model_of(model_type: str = "opt", **options: Any) -> Flamingo:
+    return tiny_method(with_open_gates, model_type, **options)
 
 
 def rows_of(*documents: Document) -> PackedBatch:
@@ -110,11 +114,6 @@ def assert_gradients(found: dict[str, Tensor], model: Flamingo, loss: Tensor, **
     expected = torch.autograd.grad(loss, list(model.parameters()))
     for (name, _), grad in zip(model.named_parameters(), expected, strict=True):
         torch.testing.assert_close(found[name], grad, msg=lambda text, n=name: f"{n}: {text}", **tolerance)
-
-
-def whole_loss(model: Flamingo, rows: PackedBatch) -> Tensor:
-    """In one process and one microbatch."""
-    return model.loss(model(rows), rows)["total"]
 
 
 def test_loss_and_gradients_are_those_of_the_paper() -> None:
@@ -200,7 +199,7 @@ def test_blocks_stand_before_every_nth_layer() -> None:
     assert hooked == [False, True, False, True, False]
     assert len(model.cross_attention) == 2
     with pytest.raises(ConfigError, match=r"cross_layer_interval is 3, .* has 2 layers"):
-        model_of(cross_layer_interval=3)
+        model_of(interval=3)
 
 
 def test_operations_are_what_torch_counts() -> None:
@@ -214,38 +213,13 @@ def test_operations_are_what_torch_counts() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_microbatches_have_the_gradient_of_the_batch(size: int) -> None:
-    model, rows = model_of(), random_rows(7)
-    for part in split_batch(rows, size):
-        (model.loss(model(part), part)["total"] * num_samples(part) / 7).backward()
-    assert_gradients(gradients(model), model, whole_loss(model, rows), rtol=1e-3, atol=1e-6)
-
-
-#: Documents of each rank of four; the others are bad, so that a rank may have none.
-UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
-
-
-def samples_of(count: int) -> list[Sample]:
-    return [sample(random_document(i), TAGGED) for i in range(count)]
-
-
-def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, Tensor]:
-    """One rank's gradients; DDP takes their mean."""
-    as_launched(rank, ranks)
-    before = sum(UNEVEN[ranks][:rank])
-    mine = samples_of(8)[before : before + UNEVEN[ranks][rank]]
-    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
-    model = model_of()
-    model.loss(model(rows), rows)["total"].backward()
-    return gradients(model)
+    assert_microbatches_agree(with_open_gates, size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", UNEVEN)
 def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
-    found = run_ranks(ranks, gradients_of_a_rank)
-    mean = {name: torch.stack([of_rank[name] for of_rank in found]).mean(0) for name in found[0]}
-    model, rows = model_of(), collate(samples_of(sum(UNEVEN[ranks])))
-    assert_gradients(mean, model, whole_loss(model, rows), rtol=1e-4, atol=1e-6)
+    assert_ranks_agree(with_open_gates, ranks)
 
 
 @pytest.fixture

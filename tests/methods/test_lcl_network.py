@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.document import Document
 from lcl_composer.methods.lcl import LCL
 from tests.models.tiny import (
     EMBED_DIM,
@@ -62,6 +63,27 @@ def test_the_heads_run_on_nothing_but_their_positions():
     assert rows_through(model.context_proj, lambda: model(rows)) == [2]
     layer = model.language_model.backbone.decoder.layers[0].fc1
     assert rows_through(layer, lambda: model(rows)) == [len(rows["tokens"])]
+
+
+@pytest.mark.parametrize("rows", [[LEADING, TRAILING, MIDDLE, TEXT], [TRAILING]], ids=["mixed", "unread"])
+def test_without_a_contrast_nothing_runs_for_it(rows: list[Document]):
+    """The gradients are those of the network that computes everything, as evaluations do."""
+    model, packed = tiny_model(contrastive_weight=0.0), batch(rows)
+    found = []
+    for training in (False, True):
+        model.train(training).zero_grad()
+        model.loss(model(packed), packed)["total"].backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+    read = sum(start >= 0 for start in packed["image_starts"].tolist())
+    encoder = model.encoder.backbone.patch_embed
+    images: list[int] = []
+    encoder.register_forward_hook(lambda _, inputs, __: images.append(len(inputs[0])))
+    assert rows_through(model.pooler.norm_k, lambda: model(packed)) == [0]
+    assert images == [max(read, 1)]  # a blank one where none is read
+    assert model.forward_flops(packed)["encoder"] == read * model.image_flops()
+    assert len(model.eval()(packed)["image_features"]) == len(packed["paired"]) > 0
 
 
 def test_slots_hold_the_images_of_their_own_document():
