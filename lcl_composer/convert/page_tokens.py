@@ -83,6 +83,8 @@ class Edge:
 
 Token = str | ImageReference | Edge
 
+#: What a token may stand in that has a say in what is read.
+_INSIDES = ("main", "section", "quote", "link", "noscript", "pre", "unread")
 _EDGE, _HEADING = Edge(), Edge(heading=True)
 
 
@@ -113,7 +115,7 @@ class PageTokens:
         self._images: list[int] = []
         self._mains: list[int] = []
         self._titles: list[int] = []
-        self._inside = dict.fromkeys(("main", "section", "quote", "link", "noscript", "pre", "unread"), 0)
+        self._inside: dict[str, int] = dict.fromkeys(_INSIDES, 0)
         if parser.body is not None:
             self._read(parser.body)
 
