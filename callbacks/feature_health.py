@@ -13,6 +13,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from lcl_composer.callbacks.periodic import HeldOut, Periodic, evaluating
+from lcl_composer.evaluation.metrics import nearest_features
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
 from lcl_composer.methods.method import contrast_of, method_of
@@ -76,10 +77,9 @@ class FeatureHealth(Periodic):
         term, _ = contrast_of(model, "callbacks.feature_health")
         with evaluating(state):
             parts = [model(to_device(batch, device_of(model))) for batch in self.held_out.batches(state)]
-        return {
-            side: torch.nn.functional.normalize(torch.cat([p[name] for p in parts]).float().cpu(), dim=1)
-            for side, name in zip(("image", "context"), term.reads, strict=True)
-        }
+        images, contexts = (torch.cat([part[name] for part in parts]).float().cpu() for name in term.reads)
+        sides = {"image": nearest_features(images, contexts), "context": contexts}
+        return {side: torch.nn.functional.normalize(features, dim=1) for side, features in sides.items()}
 
     def _warn_of_collapse(self, side: str, rank: float, batch: int) -> None:
         """Compare with the highest rank seen; NaN (features that are not finite) is worth a warning too."""

@@ -148,6 +148,7 @@ encoders: Registry[Any] = Registry(
 methods: Registry[Any] = Registry(
     "method",
     {
+        "blip2": "lcl_composer.methods.blip2:BLIP2",
         "clip": "lcl_composer.methods.clip:CLIP",
         "coca": "lcl_composer.methods.coca:CoCa",
         "emu": "lcl_composer.methods.emu:Emu",

@@ -60,6 +60,12 @@ def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
         yield ("method",), "all weights are 0; nothing would be trained"
     for key, message in methods.get(name).refusals(settings):
         yield ("method", key), message
+    beyond = methods.get(name).beyond_grad_cache(settings)
+    if beyond and "grad_cache" in run.algorithms:
+        yield (
+            ("algorithms", "grad_cache"),
+            f"cannot restore the whole batch for method.{beyond}; set that to 0 or remove grad_cache",
+        )
 
 
 def _setting(table: Registry[Any], component: Component, key: str, fallback: int) -> int:

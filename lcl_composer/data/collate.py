@@ -21,6 +21,7 @@ class Sample(TypedDict):
     targets: np.ndarray  # [T] int64
     image_starts: np.ndarray  # [I] int64; position in this document or -1
     anchors: np.ndarray  # [I] int64; position in this document or -1
+    seeds: np.ndarray  # [I] int64; 0 where the method draws nothing
     pixel_values: Tensor  # [I, 3, H, W] uint8
     problem: str  # why the sample is bad, empty if it is not
 
@@ -33,6 +34,7 @@ def make_sample(document_id: str, layout: TokenLayout, pixel_values: Tensor) -> 
         targets=layout.targets,
         image_starts=layout.image_starts,
         anchors=layout.anchors,
+        seeds=np.zeros_like(layout.images) if layout.seeds is None else layout.seeds,
         pixel_values=pixel_values,
         problem="",
     )
@@ -48,6 +50,7 @@ def bad_sample(document_id: str, problem: str, image_size: int) -> Sample:
         targets=empty,
         image_starts=empty,
         anchors=empty,
+        seeds=empty,
         pixel_values=pixels,
         problem=problem,
     )
@@ -74,6 +77,7 @@ def collate(samples: Sequence[Sample]) -> PackedBatch:
         pixel_values=torch.cat([s["pixel_values"] for s in samples]),
         image_starts=image_starts,
         anchors=anchors,
+        seeds=_flat([s["seeds"] for s in samples]),
         images_per_document=torch.tensor([len(s["pixel_values"]) for s in samples], dtype=torch.int64),
         lengths=lengths,
         **places._asdict(),
@@ -134,6 +138,7 @@ def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
         pixel_values=batch["pixel_values"][images].clone(),
         image_starts=image_starts,
         anchors=anchors,
+        seeds=batch["seeds"][images].clone(),
         images_per_document=batch["images_per_document"][first:last].clone(),
         lengths=batch["lengths"][first:last],
         **places._asdict(),

@@ -68,6 +68,7 @@ class TokenLayout:
         anchors: Position of each image's ``<start_of_img>``, -1 if it takes no part in L_con, int64 [I].
         cut_tokens: Text tokens left out because the document is longer than the context.
         cut_images: Images left out for the same reason.
+        seeds: What the method draws from for each image on the device, int64 [I]; None: it draws nothing.
     """
 
     tokens: np.ndarray
@@ -77,6 +78,7 @@ class TokenLayout:
     anchors: np.ndarray
     cut_tokens: int
     cut_images: int
+    seeds: np.ndarray | None = None
 
 
 class Layout(Protocol):

@@ -10,30 +10,41 @@ from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.interleave import LayoutRules, TokenLayout
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
-from lcl_composer.errors import DataError
+from lcl_composer.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class Paired:
-    """``<start_of_text>``, the text, ``<end_of_text>``; the image is beside it and takes no slots (OpenCLIP).
+    """``<start_of_text>``, the text, ``<end_of_text>``, and the image beside it (OpenCLIP) or before it.
 
-    The anchor of the image is ``<end_of_text>``. A text that is too long is cut before it.
+    The anchor of the image is ``<end_of_text>``. A text that is too long is cut before it. The image has a
+    seed, by which a method may draw what it is compared with.
 
     Attributes:
         tokenizer: Encodes the texts.
         rules: Of which ``max_tokens`` is read.
-        predicts: Whether each position is to predict the next token; else no position predicts.
+        predicts: Whether each position of the text is to predict the next token; else none predicts.
+        slots: Slots of the image before the text, 0 where it takes none.
     """
 
     tokenizer: Tokenizer
     rules: LayoutRules
     predicts: bool = False
+    slots: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the context cannot hold the image's slots and one token of text."""
+        if self.rules.max_tokens < self.slots + 3:
+            raise ConfigError(
+                f"data.max_tokens = {self.rules.max_tokens} cannot hold the {self.slots} tokens of an image "
+                f"and a text; set it to at least {self.slots + 3}"
+            )
 
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a pair.
 
         Raises:
-                DataError: If the document is not one image and one text, or the text is empty.
+            DataError: If the document is not one image and one text, or the text is empty.
         """
         texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
         if len(document.images) != 1 or len(texts) != 1:
@@ -45,19 +56,20 @@ class Paired:
         ids = [i for i in self.tokenizer.encode(texts[0]) if i not in structural]
         if not ids:
             raise DataError(f"document {document.id!r}: nothing to learn from, its text is empty")
-        room = self.rules.max_tokens - 2
-        tokens = np.array(
-            [self.tokenizer.start_of_text, *ids[:room], self.tokenizer.end_of_text], dtype=np.int64
-        )
+        room = self.rules.max_tokens - self.slots - 2
+        image = [self.tokenizer.image_placeholder] * self.slots
+        text = [self.tokenizer.start_of_text, *ids[:room], self.tokenizer.end_of_text]
+        tokens = np.array([*image, *text], dtype=np.int64)
         targets = np.full(len(tokens), IGNORE, dtype=np.int64)
         if self.predicts:
-            targets[:-1] = tokens[1:]
+            targets[self.slots : -1] = tokens[self.slots + 1 :]
         return TokenLayout(
             tokens=tokens,
             targets=targets,
             images=np.zeros(1, dtype=np.int64),
-            image_starts=np.full(1, -1),
+            image_starts=np.array([0 if self.slots else -1]),
             anchors=np.array([len(tokens) - 1]),
             cut_tokens=max(0, len(ids) - room),
             cut_images=0,
+            seeds=rng.integers(np.iinfo(np.int64).min, np.iinfo(np.int64).max, 1),
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 from lcl_composer.evaluation.gather import gather_objects, world
-from lcl_composer.evaluation.metrics import TIE, ranks_of_match
+from lcl_composer.evaluation.metrics import TIE, cosines, ranks_of_match
 from lcl_composer.evaluation.retrieval import PairedFeatures, anchored_keys
 
 #: Longest side of a thumbnail in pixels.
@@ -121,8 +121,8 @@ def search(queries: Tensor, gallery: Tensor, chosen: Sequence[int], top: int) ->
     """The nearest gallery rows of a few queries, in agreement with recall's ranks: the match loses ties.
 
     Args:
-        queries: Features [N, E]; row i matches gallery row i.
-        gallery: Features [N, E].
+        queries: Features [N, E] or [N, Q, E]; row i matches gallery row i.
+        gallery: Features [N, E] or [N, Q, E].
         chosen: Rows of ``queries`` to search for.
         top: Results a query.
 
@@ -131,10 +131,9 @@ def search(queries: Tensor, gallery: Tensor, chosen: Sequence[int], top: int) ->
         ``[row, cosine]``; the cosine is None where it is not finite.
     """
     ranks = ranks_of_match(queries, gallery).tolist()
-    gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
     results = []
     for row in chosen:
-        cosine = gallery @ torch.nn.functional.normalize(queries[row].float(), dim=0)
+        cosine = cosines(queries[row : row + 1], gallery)[0]
         scores = cosine.nan_to_num(nan=-2.0)
         scores[row] -= 2 * TIE
         nearest = torch.argsort(scores, descending=True, stable=True)[:top].tolist()

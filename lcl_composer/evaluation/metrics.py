@@ -9,6 +9,28 @@ from torch import Tensor
 TIE = 1e-6
 
 
+def cosines(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Cosine [N, M] of each of N queries with each of M gallery rows.
+
+    A row is a feature [E]; an image may have several [Q, E], of which the one nearest to the other counts, as
+    in BLIP-2's contrast.
+    """
+    if gallery.ndim == 3:
+        return cosines(gallery, queries).T
+    queries, gallery = (torch.nn.functional.normalize(side.float(), dim=-1) for side in (queries, gallery))
+    cosine = queries @ gallery.T
+    return cosine.amax(1) if cosine.ndim == 3 else cosine
+
+
+def nearest_features(images: Tensor, contexts: Tensor) -> Tensor:
+    """Of the features of each image, [N, E] or [N, Q, E], the nearest to its context [N, E]: [N, E]."""
+    if images.ndim == 2:
+        return images
+    images, contexts = (side.float() for side in (images, contexts))
+    nearest = torch.nn.functional.cosine_similarity(images, contexts[:, None], dim=2).argmax(1)
+    return images[torch.arange(len(images), device=images.device), nearest]
+
+
 def ranks_of_match(queries: Tensor, gallery: Tensor, *, chunk: int = 1024) -> Tensor:
     """Rank of the matching gallery row of each query by cosine; 0 is the best.
 
@@ -16,9 +38,9 @@ def ranks_of_match(queries: Tensor, gallery: Tensor, *, chunk: int = 1024) -> Te
     not finite: features that have collapsed to one point (or to NaN) give the worst rank, not a lucky one.
 
     Args:
-        queries: Features [N, E], not necessarily normalised.
-        gallery: Features [N, E].
-        chunk: Queries compared at once; bounds the memory at ``chunk * N`` floats.
+        queries: Features [N, E] or [N, Q, E], not necessarily normalised.
+        gallery: Features [N, E] or [N, Q, E].
+        chunk: Queries compared at once; bounds the memory at ``chunk * N`` floats, or ``chunk * N * Q``.
 
     Returns:
         Ranks [N] int64 in ``0..N-1``.
@@ -26,13 +48,11 @@ def ranks_of_match(queries: Tensor, gallery: Tensor, *, chunk: int = 1024) -> Te
     Raises:
         ValueError: If the two shapes differ.
     """
-    if queries.shape != gallery.shape:
+    if (len(queries), queries.shape[-1]) != (len(gallery), gallery.shape[-1]):
         raise ValueError(f"queries {tuple(queries.shape)} and gallery {tuple(gallery.shape)} differ in shape")
-    queries = torch.nn.functional.normalize(queries.float(), dim=1)
-    gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
     ranks = []
     for start in range(0, len(queries), chunk):
-        cosine = queries[start : start + chunk] @ gallery.T
+        cosine = cosines(queries[start : start + chunk], gallery)
         match = cosine.diagonal(offset=start).unsqueeze(1)
         # "not clearly below" is true for ties and NaN; the match itself is always among them
         ranks.append((~(cosine < match - TIE)).sum(1) - 1)
@@ -63,7 +83,7 @@ def retrieval_metrics(images: Tensor, contexts: Tensor, ks: tuple[int, ...] = (1
     """Retrieval both ways beside chance.
 
     Args:
-        images: Image features [N, E].
+        images: Image features [N, E] or [N, Q, E].
         contexts: Features of the text before each image [N, E].
         ks: Cut-offs.
 

@@ -23,7 +23,8 @@ class PairedFeatures:
 
     Attributes:
         keys: Document id and the image's number among the document's images of the batch, [K].
-        images: Pooled latents [K, E] float32 on the CPU, not normalised.
+        images: Pooled latents [K, E] float32 on the CPU, not normalised; [K, Q, E] where an image has several
+            features.
         contexts: LM outputs at ``<start_of_img>`` after norm and projection, [K, E] float32 on the CPU.
     """
 

@@ -16,23 +16,26 @@ from lcl_composer.losses.gather import gather_counts, gather_rows, world_size
 class RowBlock(NamedTuple):
     """Features ready for the contrastive ops."""
 
-    images: Tensor  # [P, E] normalised, this rank's
+    images: Tensor  # [P, E] normalised, this rank's; [P, Q, E] where an image has several features
     contexts: Tensor  # [M, E] normalised, of all ranks in rank order
     offset: int  # the context that belongs to image 0
     distributed: bool  # whether contexts came from other ranks too
 
 
 def row_block(images: Tensor, contexts: Tensor, group: dist.ProcessGroup | None) -> RowBlock:
-    """Normalise both features [P, E] in float32 and gather the contexts of all ranks.
+    """Normalise features of images, [P, E] or [P, Q, E], and of contexts, [P, E], and gather the latter.
 
-    What travels is the dtype that enters the matrix product: half the bytes under autocast.
+    They are normalised in float32. What travels is the dtype that enters the matrix product: half the bytes
+    under autocast.
 
     Raises:
-        ValueError: if the two are not of one shape [P, E].
+        ValueError: if the two do not go together.
     """
-    if images.shape != contexts.shape or images.ndim != 2:
+    several = images.ndim == 3 and images.shape[1] > 0
+    one = images[:, 0] if several else images
+    if one.shape != contexts.shape or one.ndim != 2:
         raise ValueError(
-            f"images and contexts must both be [P, E]; got {[*images.shape]}, {[*contexts.shape]}"
+            f"images must be [P, E] or [P, Q, E], contexts [P, E]; got {[*images.shape]}, {[*contexts.shape]}"
         )
     dtype = matmul_dtype(images, contexts)
     images, contexts = _normalise(images, dtype), _normalise(contexts, dtype)

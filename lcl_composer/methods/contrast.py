@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lcl_composer.losses import contrastive_loss, sigmoid_contrastive_loss
+from lcl_composer.losses import contrastive_loss, several_contrastive_loss, sigmoid_contrastive_loss
 
 ContrastiveLoss = Literal["info_nce", "sigmoid"]
 
@@ -86,7 +86,8 @@ class Contrast:
         """This rank's share of the loss over the global batch; shares add up over ranks.
 
         Args:
-            images: [P, E] features of images, not normalised.
+            images: [P, E] features of images, not normalised; [P, Q, E] where an image has several, of which
+                the one nearest to a context counts (InfoNCE only).
             contexts: [P, E] features of what belongs to them, not normalised.
             total: Pairs of the global batch.
         """
@@ -101,6 +102,8 @@ class Contrast:
             loss = sigmoid_contrastive_loss(
                 images, contexts, scale, self.logit_bias, total=total, backend=self.backend
             )
+        elif images.ndim == 3:
+            loss = several_contrastive_loss(images, contexts, scale, total=total)
         else:
             loss = contrastive_loss(images, contexts, scale, total=total, backend=self.backend)
         return loss + stopped

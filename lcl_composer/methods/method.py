@@ -39,8 +39,9 @@ class Term:
     Attributes:
         weight: Its factor in the total; algorithms may move it. At 0 it is not computed.
         count: What it is averaged over: a name in the batch's ``totals``.
-        reads: Names of the outputs that it reads; of a contrast the images' and the other side's features.
-        loss: ``(*outputs read, count over the global batch)`` to this rank's and microbatch's share. Shares
+        reads: Names of the outputs that it reads, and ``batch`` for the batch; of a contrast the images' and
+            the other side's features.
+        loss: ``(*what it reads, count over the global batch)`` to this rank's and microbatch's share. Shares
             add up over ranks and microbatches to the loss of the global batch. A contrast is a
             :class:`Contrast`.
         head: What it runs besides: parameters that no output depends on.
@@ -59,7 +60,8 @@ class Term:
 
     def idle(self, outputs: Outputs) -> Tensor:
         """What the term would have read, times 0: DDP wants a gradient of every parameter."""
-        unused = [outputs[name] for name in self.reads if outputs[name].is_floating_point()]
+        read = [outputs[name] for name in self.reads if name in outputs]
+        unused = [output for output in read if output.is_floating_point()]
         unused += self.contrast.scalars if self.contrast else []
         unused += list(self.head.parameters()) if self.head is not None else []
         return torch.stack([0.0 * tensor.sum().float() for tensor in unused]).sum()
@@ -91,6 +93,11 @@ class Method(ComposerModel):
     def contrasts(cls, settings: Mapping[str, Any]) -> bool:
         """Whether a run with these settings of ``method:`` sets images of a batch against one another."""
         return False
+
+    @classmethod
+    def beyond_grad_cache(cls, settings: Mapping[str, Any]) -> str | None:
+        """The setting by which a loss depends on the whole batch in a way that GradCache does not restore."""
+        return None
 
     @classmethod
     def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -168,14 +175,15 @@ class Method(ComposerModel):
         dist.all_reduce(totals, reduce_operation="SUM")
         return dict(zip(batch["totals"], totals.unbind(), strict=True))
 
-    def shares(self, outputs: Outputs, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def shares(self, outputs: Outputs, batch: PackedBatch, totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's and microbatch's share of each term that has a weight.
 
         A share is a sum over local targets or images divided by their count over all ranks and
         microbatches: the shares add up to the loss of the global batch, however unevenly it falls.
         """
+        readable: dict[str, Any] = {**outputs, "batch": batch}
         return {
-            name: term.loss(*(outputs[read] for read in term.reads), totals[term.count])
+            name: term.loss(*(readable[read] for read in term.reads), totals[term.count])
             for name, term in self.terms.items()
             if term.weight
         }
@@ -188,7 +196,7 @@ class Method(ComposerModel):
         """
         totals = self.global_totals(batch)
         factor = totals["documents"] / len(batch["ids"])
-        losses = {name: factor * share for name, share in self.shares(outputs, totals).items()}
+        losses = {name: factor * share for name, share in self.shares(outputs, batch, totals).items()}
         total = torch.stack([self.terms[name].weight * loss for name, loss in losses.items()]).sum()
         idle = (term.idle(outputs) for term in self.terms.values() if not term.weight)
         return {**losses, "total": total + sum(idle)}
@@ -216,7 +224,7 @@ class Method(ComposerModel):
         """Outputs of a held-out batch with the shares of its losses and the counts that they refer to."""
         outputs = outputs if outputs is not None else self(batch)
         totals = self.global_totals(batch)
-        return {**outputs, "shares": self.shares(outputs, totals), "totals": totals}
+        return {**outputs, "shares": self.shares(outputs, batch, totals), "totals": totals}
 
     def update_metric(self, batch: PackedBatch, outputs: Any, metric: Metric) -> None:
         """Add a held-out batch to one of the metrics of :meth:`get_metrics`."""

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcl_composer.evaluation.metrics import chance_at_k, ranks_of_match, recall_at_k, retrieval_metrics
+from lcl_composer.evaluation.metrics import (
+    chance_at_k,
+    cosines,
+    nearest_features,
+    ranks_of_match,
+    recall_at_k,
+    retrieval_metrics,
+)
 
 
 def test_perfect_features_have_recall_one_whatever_their_length() -> None:
@@ -57,3 +64,17 @@ def test_no_images_and_unequal_shapes() -> None:
     assert recall_at_k(torch.empty(0, 3), torch.empty(0, 3)) == {1: 0.0, 5: 0.0, 10: 0.0}
     with pytest.raises(ValueError, match="differ in shape"):
         recall_at_k(torch.ones(2, 3), torch.ones(3, 3))
+
+
+def test_of_several_features_the_nearest_counts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, contexts = torch.randn(9, 3, 5, generator=generator), torch.randn(9, 5, generator=generator)
+    every = torch.nn.functional.cosine_similarity(images[:, :, None], contexts, dim=3)  # image, feature, text
+    torch.testing.assert_close(cosines(images, contexts), every.amax(1))
+    torch.testing.assert_close(cosines(contexts, images), every.amax(1).T)
+    nearest = nearest_features(images, contexts)
+    own = torch.nn.functional.cosine_similarity(nearest, contexts, dim=1)
+    torch.testing.assert_close(own, every.amax(1).diagonal())
+    assert torch.equal(nearest_features(contexts, contexts), contexts)
+    expected = [int((row >= row[i]).sum()) - 1 for i, row in enumerate(every.amax(1))]
+    assert ranks_of_match(images, contexts, chunk=4).tolist() == expected

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
+from lcl_composer.methods.blip2 import BLIP2
 from lcl_composer.methods.clip import CLIP
 from lcl_composer.methods.coca import CoCa
 from lcl_composer.methods.emu import Emu
@@ -51,8 +52,16 @@ METHODS = {
     "masked": Masked,
 }
 PAIRS = [document("1 2 3", IMAGE, name="a"), document("4 5", IMAGE, name="b")]
-PAIR_BATCHES = {"pairs": partial(batch, PAIRS), "all bad": BATCHES["all bad"]}
-PAIR_METHODS = {"clip": CLIP, "coca": partial(CoCa, num_queries=3)}
+PAIR_BATCHES = {
+    "pairs": partial(batch, PAIRS),
+    "one pair": partial(batch, PAIRS[:1]),
+    "all bad": BATCHES["all bad"],
+}
+PAIR_METHODS = {
+    "blip2": partial(BLIP2, num_queries=3, query_layers=1, query_heads=2),
+    "clip": CLIP,
+    "coca": partial(CoCa, num_queries=3),
+}
 
 
 @pytest.fixture(autouse=True)
