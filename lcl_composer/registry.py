@@ -169,7 +169,11 @@ language_models: Registry[Any] = Registry(
 )
 tokenizers: Registry[Any] = Registry(
     "tokenizer",
-    {"clip": "lcl_composer.data.tokenizer:CLIPTokenizer", "bpe": "lcl_composer.data.tokenizer:BPETokenizer"},
+    {
+        "bpe": "lcl_composer.data.tokenizer:BPETokenizer",
+        "clip": "lcl_composer.data.tokenizer:CLIPTokenizer",
+        "transformers": "lcl_composer.data.pretrained_tokenizer:TransformersTokenizer",
+    },
 )
 optimizers: Registry[Any] = Registry(
     "optimizer",

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lcl_composer.checkpoint import Begun
 from lcl_composer.config.diagnose import COMPONENTS, TABLES
 from lcl_composer.config.schema import RunConfig
+from lcl_composer.data.pretrained_tokenizer import TransformersTokenizer
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.registry import Registry
@@ -126,8 +127,11 @@ def digest_of_documents(folders: Iterable[Path]) -> str:
 
 
 def digest_of_tokenizer(tokenizer: Tokenizer) -> str:
-    """SHA-256 of what each id stands for."""
+    """SHA-256 of what each id stands for, or, of a pretrained one, of all that decides its ids."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    if isinstance(tokenizer, TransformersTokenizer):
+        digest.update(tokenizer.definition.encode())
+        return digest.hexdigest()
     for number in range(tokenizer.vocab_size):
         digest.update(tokenizer.decode([number]).encode() + b"\0")
     return digest.hexdigest()
@@ -139,7 +143,7 @@ def _refusal(change: Change) -> str:
 
 def _place(settings: Mapping[str, Any], key: str) -> str:
     component = settings.get(key, {})
-    return str(component.get("path", component.get("name")))
+    return str(component.get("path") or component.get("pretrained") or component.get("name"))
 
 
 def table(name: str, batch: int, found: list[Change]) -> str:

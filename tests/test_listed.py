@@ -21,6 +21,7 @@ from lcl_composer.config.diagnose import TABLES
 from lcl_composer.registry import REGISTRIES, Registry
 from tests import runs
 from tests.evaluation.folders import write_folder
+from tests.models.saved import END, save_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ NEEDED: dict[str, Any] = {
 }
 #: What they could do without, but not in a test.
 SMALL: dict[str, dict[str, Any]] = {
-    "transformers": {
+    "encoder transformers": {
         "image_size": 16,
         "model_args": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8},
     },
@@ -78,7 +79,8 @@ ROUNDS = max(len(names) for key, names in _NAMES.items() if key in COMPONENTS)
 def spec(table: Registry[Any], name: str) -> dict[str, Any]:
     """What a YAML has to say to have a component."""
     needed = [k for k, p in table.parameters(name).items() if p.default is inspect.Parameter.empty]
-    return {key: NEEDED.get(f"{name}.{key}", NEEDED.get(key)) for key in needed} | SMALL.get(name, {})
+    small = SMALL.get(f"{table.kind} {name}", SMALL.get(name, {}))
+    return {key: NEEDED.get(f"{name}.{key}", NEEDED.get(key)) for key in needed} | small
 
 
 def _of_round(names: list[str], number: int) -> list[str]:
@@ -105,6 +107,8 @@ def experiment(number: int, data: Path) -> dict[str, Any]:
             section[key[-1]] = {"name": name, **spec(table, name)}
     if values["tokenizer"]["name"] == "bpe":
         values["tokenizer"]["path"] = str(data / "tokenizer.json")
+    if values["tokenizer"]["name"] == "transformers":
+        values["tokenizer"]["pretrained"] = str(data / "tokenizer")
     return values
 
 
@@ -154,6 +158,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for part, seed in (("train", 0), ("val", 1)):
         write_folder(folder / "probe" / part, 3, seed=seed)
+    save_tokenizer(folder / "tokenizer", list(runs.WORDS), eos_token=END)
     return folder
 
 

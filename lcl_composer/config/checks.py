@@ -33,12 +33,25 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     model = run.model.language_model
     if model is None:
         return
+    yield from _tokenizer_problems(run.tokenizer, model)
     positions = _setting(language_models, model, "max_position_embeddings", run.data.max_tokens)
     if positions < run.data.max_tokens:
         yield (
             ("data", "max_tokens"),
             f"is {run.data.max_tokens}, beyond the language model's {positions} positions; lower it or raise "
             "model.language_model.max_position_embeddings",
+        )
+
+
+def _tokenizer_problems(tokenizer: Component, language_model: Component) -> Iterator[tuple[Key, str]]:
+    """A pretrained language model knows the ids of its own tokenizer and no others."""
+    pretrained = language_model.spec().get("pretrained")
+    own = {"name": "transformers", "pretrained": pretrained}
+    if pretrained and tokenizer.spec() != own:
+        yield (
+            ("tokenizer",),
+            f"{tokenizer.name!r} gives other ids than the language model was trained on; set tokenizer to "
+            f"{{name: transformers, pretrained: {pretrained}}}",
         )
 
 

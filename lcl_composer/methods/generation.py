@@ -21,7 +21,8 @@ class Generation:
 
     Args:
         owner: The method.
-        language_model: Its hidden size is E; where its output is normalised already, the norm does nothing.
+        language_model: Its hidden size is E; where its output is normalised already, the norm does nothing,
+            and where it is pretrained, the head starts from its output layer.
         vocab_size: Rows V of the head.
         backend: ``torch`` or ``triton`` for the fused loss; None chooses by device.
     """
@@ -35,7 +36,11 @@ class Generation:
     ):
         width = language_model.hidden_size
         owner.generation_norm = nn.Identity() if language_model.has_final_norm else nn.LayerNorm(width)
-        owner.generation_head = nn.Linear(width, vocab_size, bias=False)
+        head = owner.generation_head = nn.Linear(width, vocab_size, bias=False)
+        if isinstance(language_model, TransformersLM):
+            pretrained = language_model.take_output_embedding()
+            if pretrained is not None:
+                head.weight.data.copy_(pretrained)
         self._owner: Any = owner
         self.backend = backend
 

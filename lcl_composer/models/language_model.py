@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.errors import ConfigError, did_you_mean
+from lcl_composer.data.tokenizer import SPECIAL_TOKENS
+from lcl_composer.errors import ConfigError, did_you_mean, one_line
 from lcl_composer.models.attention import PACKED_CAUSAL, Packing
 
 #: OPT in this form has exactly the layout of the released LCL text tower.
@@ -39,8 +40,9 @@ class TransformersLM(nn.Module):
         num_hidden_layers: Layers.
         num_attention_heads: Attention heads.
         max_position_embeddings: Longest document in tokens.
-        pretrained: A hub name or a folder to take architecture and weights from; the embedding is resized
-            to ``vocab_size``. The other sizes must then agree with it, and ``model_type`` is not read.
+        pretrained: A hub name or a folder to take architecture and weights from; its vocabulary is resized
+            to ``vocab_size``, new tokens drawn around the mean of the old (Hewitt 2021). The other sizes must
+            then agree with it, and ``model_type`` is not read.
         gradient_checkpointing: Recompute activations in the backward.
         model_args: Further fields of the architecture's config, such as ``{num_key_value_heads: 2}``. Every
             dropout is 0 unless set here; attention dropout must stay 0.
@@ -69,8 +71,11 @@ class TransformersLM(nn.Module):
             "num_attention_heads": num_attention_heads,
             "max_position_embeddings": max_position_embeddings,
         }
+        self._output_embedding: Tensor | None = None
         if pretrained:
-            self.backbone = _from_pretrained(pretrained, vocab_size, sizes, model_args or {})
+            self.backbone, self._output_embedding = _from_pretrained(
+                pretrained, vocab_size, sizes, model_args or {}
+            )
         else:
             self.backbone = _from_config(model_type, vocab_size, sizes, model_args or {})
         self.hidden_size, self.max_position_embeddings = hidden_size, max_position_embeddings
@@ -81,6 +86,11 @@ class TransformersLM(nn.Module):
     def has_final_norm(self) -> bool:
         """Whether the output is normalised already; OPT by config is not, as in the released code."""
         return not getattr(self.backbone.config, "_remove_final_layer_norm", False)
+
+    def take_output_embedding(self) -> Tensor | None:
+        """The pretrained output layer [V, E], for a head to start from; given once. None from scratch."""
+        weight, self._output_embedding = self._output_embedding, None
+        return weight
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings: [T] int64 -> [T, E]."""
@@ -220,12 +230,21 @@ def _cannot_run_packed(model_type: str) -> ConfigError:
     )
 
 
-def _from_pretrained(name: str, vocab_size: int, sizes: dict[str, int], model_args: dict[str, Any]) -> Any:
-    """A pretrained model with its embedding resized; raises ConfigError where the sizes disagree."""
+def _from_pretrained(
+    name: str, vocab_size: int, sizes: dict[str, int], model_args: dict[str, Any]
+) -> tuple[Any, Tensor]:
+    """A pretrained model and its output layer [V, E], resized; raises ConfigError where sizes disagree."""
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.language_model.pretrained: cannot load {name!r}: {error}") from error
+        raise ConfigError(
+            f"model.language_model.pretrained: cannot load {name!r}: {one_line(error)}"
+        ) from error
+    if vocab_size - len(SPECIAL_TOKENS) > config.vocab_size:
+        raise ConfigError(
+            f"model.language_model: {name!r} has {config.vocab_size} token ids and the tokenizer "
+            f"{vocab_size}, more than its structural tokens explain; they do not belong together"
+        )
     known = config.to_dict()
     differing = [
         f"{k}={v} (weights: {getattr(config, k)})" for k, v in sizes.items() if getattr(config, k) != v
@@ -237,14 +256,22 @@ def _from_pretrained(name: str, vocab_size: int, sizes: dict[str, int], model_ar
     _check_model_args(config.model_type, known, {*sizes, "vocab_size"}, model_args)
     for field, value in {**{k: v for k, v in _OFF.items() if k in known}, **model_args}.items():
         setattr(config, field, value)
+    on_meta = torch.empty(0).is_meta  # no memory to put weights into
     try:
-        model = AutoModel.from_pretrained(name, config=config, attn_implementation=PACKED_CAUSAL)
+        if on_meta:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_CAUSAL)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                name, config=config, attn_implementation=PACKED_CAUSAL
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.language_model.pretrained: cannot load {name!r}: {error}") from error
+        raise ConfigError(
+            f"model.language_model.pretrained: cannot load {name!r}: {one_line(error)}"
+        ) from error
     if not model._supports_attention_backend:
         raise _cannot_run_packed(config.model_type)
-    model.resize_token_embeddings(vocab_size)
-    return model
+    model.resize_token_embeddings(vocab_size, mean_resizing=not on_meta)
+    return model.base_model, model.get_output_embeddings().weight.detach()
 
 
 def _zero_unused_positions(model: Any) -> None:

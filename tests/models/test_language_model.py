@@ -141,10 +141,10 @@ def test_attention_dropout_is_refused():
 
 @pytest.fixture
 def saved_opt(tmp_path: Path) -> Path:
-    """A folder as save_pretrained writes it: 20 tokens, padding index and dropout as OPT has by default."""
+    """A folder as save_pretrained writes it: 59 tokens, padding index and dropout as OPT has by default."""
     torch.manual_seed(3)
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": MAX_TOKENS}
-    config = {"vocab_size": 20, "hidden_size": EMBED_DIM, "word_embed_proj_dim": EMBED_DIM, "ffn_dim": 64}
+    config = {"vocab_size": 59, "hidden_size": EMBED_DIM, "word_embed_proj_dim": EMBED_DIM, "ffn_dim": 64}
     from transformers import OPTConfig, OPTModel
 
     OPTModel(OPTConfig(**config, **sizes)).save_pretrained(tmp_path / "opt")
@@ -157,7 +157,7 @@ def test_pretrained(saved_opt: Path):
     assert model.has_final_norm
     embedding = model.backbone.get_input_embeddings()
     assert embedding.weight.shape == (TOKENIZER.vocab_size, EMBED_DIM)
-    assert torch.equal(embedding.weight[:20], plain.get_input_embeddings().weight)
+    assert torch.equal(embedding.weight[:59], plain.get_input_embeddings().weight)
     tokens, positions = torch.arange(20), torch.arange(20)
     found = model(model.embed(tokens), positions, [20])  # in training mode: no dropout
     with torch.no_grad():

@@ -1,0 +1,61 @@
+"""The tokenizer of a pretrained language model, with the tokens that images need added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lcl_composer.data.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, START_OF_TEXT
+from lcl_composer.errors import DataError, one_line
+
+
+class TransformersTokenizer:
+    """A tokenizer of transformers, and the structural tokens that it lacks.
+
+    Its own tokens of beginning and end serve as ``<start_of_text>`` and ``<end_of_text>``, as its language
+    model knows them; GPT-2 and OPT have one for both, which the layout keeps apart by place. What is missing
+    gets the ids after its last.
+
+    Args:
+        pretrained: A hub name or a folder, mostly that of ``model.language_model.pretrained``.
+
+    Raises:
+        DataError: If there is no such tokenizer, or it has no Rust form.
+    """
+
+    def __init__(self, pretrained: str) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(pretrained)
+        except Exception as error:  # each kind refuses in its own way
+            raise DataError(
+                f"tokenizer transformers: cannot load {pretrained!r}: {one_line(error)}"
+            ) from error
+        if not tokenizer.is_fast:
+            raise DataError(
+                f"tokenizer transformers: {pretrained!r} has no tokenizer.json and cannot be made into one"
+            )
+        own = {START_OF_TEXT: tokenizer.bos_token, END_OF_TEXT: tokenizer.eos_token}
+        names = [own.get(token) or token for token in SPECIAL_TOKENS]
+        tokenizer.add_tokens(names, special_tokens=True)
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        ids = [vocabulary[name] for name in names]
+        self.start_of_text, self.end_of_text = ids[:2]
+        self.image_placeholder, self.start_of_image, self.end_of_image = ids[2:]
+
+    @property
+    def definition(self) -> str:
+        """All that decides its ids, as JSON."""
+        return self._backend.to_str()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, as the language model was trained on them."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens spelled out."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
