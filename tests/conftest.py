@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import atexit
 import gc
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from typing import Any
 
 import pytest
 from streaming.base.shared.memory import SharedMemory
+
+# Ranks, jobs and converters' workers fork from one process that has imported what takes them seconds each.
+multiprocessing.set_forkserver_preload(["lcl_composer.train"])
+forkserver.ensure_running()
 
 _made: list[SharedMemory] = []
 

@@ -29,8 +29,11 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         What the ranks returned, in rank order. An exception on a rank is raised here with its traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(  # type: ignore[attr-defined]
-            _child, args=(world_size, _free_port(), folder, timeout_s, function, args), nprocs=world_size
+        mp.start_processes(  # type: ignore[attr-defined]
+            _child,
+            args=(world_size, _free_port(), folder, timeout_s, function, args),
+            nprocs=world_size,
+            start_method="forkserver",  # see conftest.py
         )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
