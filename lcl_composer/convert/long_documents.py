@@ -72,6 +72,8 @@ class Splitter:
         self._tokenizer = loaded_tokenizer(source.tokenizer if isinstance(source, Interleaved) else "clip")
         self._structural = structural_ids(self._tokenizer)
         self._rules = LayoutRules(limits.tokens_per_image, limits.max_tokens) if limits else None
+        if self._rules is not None:
+            self._rules.check_room(self._rules.tokens_per_image)
         self._divider = self._make_divider(limits) if limits else None
 
     def _make_divider(self, limits: Interleaved) -> Divider:

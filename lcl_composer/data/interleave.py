@@ -33,7 +33,7 @@ class LayoutRules:
         min_context_tokens: An image with fewer text tokens before it takes no part in L_con.
 
     Raises:
-        ConfigError: If the context cannot hold one image and one text token, or a value is out of range.
+        ConfigError: If a value is out of range.
     """
 
     tokens_per_image: int
@@ -42,18 +42,27 @@ class LayoutRules:
     min_context_tokens: int = 1
 
     def __post_init__(self) -> None:
-        least = self.tokens_per_image + _PAIR_SPECIALS + 1
-        if self.tokens_per_image < 1 or self.max_tokens < least:
-            raise ConfigError(
-                f"data.max_tokens = {self.max_tokens} cannot hold an image of {self.tokens_per_image} tokens "
-                f"and a text; set it to at least {least} or use larger patches"
-            )
+        if self.tokens_per_image < 1:
+            raise ConfigError(f"an image has {self.tokens_per_image} tokens; it needs 1 at least")
         if not 0.0 <= self.image_first_probability <= 1.0:
             raise ConfigError(
                 f"data.image_first_probability = {self.image_first_probability} is not between 0 and 1"
             )
         if self.min_context_tokens < 0:
             raise ConfigError(f"data.min_context_tokens = {self.min_context_tokens} is negative")
+
+    def check_room(self, slots: int, marks: int = _PAIR_SPECIALS) -> None:
+        """Refuse a context that cannot hold the slots of an image, the marks around it and a token of text.
+
+        Raises:
+            ConfigError: If it is too short.
+        """
+        least = slots + marks + 1
+        if self.max_tokens < least:
+            raise ConfigError(
+                f"data.max_tokens = {self.max_tokens} cannot hold an image of {slots} tokens and a text; set "
+                f"it to at least {least} or use larger patches"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,10 @@ class Interleaved:
     tokenizer: Tokenizer
     rules: LayoutRules
     regresses: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the context cannot hold an image and a text."""
+        self.rules.check_room(self.rules.tokens_per_image)
 
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a document."""

@@ -32,6 +32,10 @@ class MaskedText:
     ratio: float
     text_ratio: float
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the context cannot hold an image and a text."""
+        self.rules.check_room(self.rules.tokens_per_image)
+
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a document; ``rng`` draws the sides of floating images, then the tokens to hide."""
         sequence = put_in_order(document, self.tokenizer, self.rules, rng)

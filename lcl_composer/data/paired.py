@@ -10,7 +10,7 @@ from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.interleave import LayoutRules, TokenLayout
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
-from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,7 @@ class Paired:
 
     def __post_init__(self) -> None:
         """Raise ConfigError if the context cannot hold the image's slots and one token of text."""
-        if self.rules.max_tokens < self.slots + 3:
-            raise ConfigError(
-                f"data.max_tokens = {self.rules.max_tokens} cannot hold the {self.slots} tokens of an image "
-                f"and a text; set it to at least {self.slots + 3}"
-            )
+        self.rules.check_room(self.slots, marks=2)
 
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a pair.

@@ -27,6 +27,10 @@ class Tagged:
     tokenizer: Tokenizer
     rules: LayoutRules
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the context cannot hold an image's token and a token of text."""
+        self.rules.check_room(0, marks=2)
+
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a document, cut at ``max_tokens``; ``rng`` draws the side of each floating image."""
         pieces = place_pieces(document, self.tokenizer, self.rules.image_first_probability, rng)

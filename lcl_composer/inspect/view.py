@@ -124,6 +124,10 @@ class Viewer:
     seed: int
     epoch: int
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError if the context cannot hold an image and a text."""
+        self.rules.check_room(self.rules.tokens_per_image)
+
     def view(self, document: Document) -> DocumentView:
         """Return a document as the model will see it."""
         layout = self._lay_out(document, self.rules)

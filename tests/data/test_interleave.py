@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ from safetensors.numpy import load_file
 
 from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
+from lcl_composer.data.interleave import Interleaved, LayoutRules, TokenLayout, lay_out
+from lcl_composer.data.masked_text import MaskedText
+from lcl_composer.data.paired import Paired
+from lcl_composer.data.tagged import Tagged
 from lcl_composer.errors import ConfigError
+from lcl_composer.inspect.view import Viewer
 from tests.data.layouts import FIXED, FLOATS, NumberTokenizer, document, rng
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity" / "lcl_tiny"
@@ -125,11 +130,26 @@ def test_floating_image_without_text_stays():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_tokens": 6}, {"image_first_probability": 1.5}, {"min_context_tokens": -1}]
+    "settings", [{"image_first_probability": 1.5}, {"min_context_tokens": -1}, {"tokens_per_image": 0}]
 )
 def test_bad_rules_are_refused(settings: dict[str, float]):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=r"probability|negative|0 tokens"):
         LayoutRules(**{"tokens_per_image": 2, "max_tokens": 20, **settings})  # pyright: ignore
+
+
+def test_a_context_must_hold_what_the_layout_puts_into_it() -> None:
+    """Layouts whose images take no slots ask for less: ViT-B/16 with CLIP's 77 tokens is CLIP's own."""
+    Paired(TOKENIZER, LayoutRules(196, 77))
+    Tagged(TOKENIZER, LayoutRules(196, 77))
+    for layout in (
+        Interleaved,
+        partial(MaskedText, ratio=0.5, text_ratio=0.5),
+        partial(Viewer, seed=0, epoch=0),
+    ):
+        with pytest.raises(ConfigError, match=r"77 cannot hold an image of 196 tokens and a text; .* 201 "):
+            layout(TOKENIZER, LayoutRules(196, 77))
+    with pytest.raises(ConfigError, match="at least 3"):
+        Tagged(TOKENIZER, LayoutRules(196, 2))
 
 
 texts = st.lists(st.integers(1, 506), max_size=8).map(lambda ids: Text(" ".join(map(str, ids))))

@@ -127,7 +127,7 @@ def test_an_image_stands_before_its_text() -> None:
     assert (layout.image_starts.tolist(), layout.anchors.tolist()) == ([0], [7])
     long = LAYOUT(document(IMAGE, "1 " * 60), np.random.default_rng(0))
     assert (len(long.tokens), long.cut_tokens) == (RULES.max_tokens, 60 + QUERIES + 2 - RULES.max_tokens)
-    with pytest.raises(ConfigError, match="40 cannot hold the 38 tokens of an image and a text"):
+    with pytest.raises(ConfigError, match="40 cannot hold an image of 38 tokens and a text"):
         model_of(num_queries=38).layout(TOKENIZER, RULES)
 
 
