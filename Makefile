@@ -20,7 +20,7 @@ export PYTHONNOUSERSITE := 1
 export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg
 
-.PHONY: help setup demo test check lint real lock clean
+.PHONY: help setup demo test check lint real table1 lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/  make /'
@@ -45,8 +45,20 @@ lint: $(READY)
 
 check: lint test ## ruff, pyright and the tests
 
-real: $(REAL)/gimp/train/index.json $(REAL)/stamps/train/index.json $(REAL)/classes ## train on real pages and pairs, test on pairs held out (Debian or Ubuntu, with npm)
+real: $(REAL)/tokenizer.json $(REAL)/classes ## train on real pages and pairs, test on pairs held out (Debian or Ubuntu, with npm)
 	@$(RUN) composer train.py yamls/pretrain/real_tiny.yaml
+
+# Every run goes on where it was if it is called again, and one that is finished says so.
+SEEDS := 17 18 19
+TABLE1 := $(foreach seed,$(SEEDS),$(patsubst yamls/table1/%.yaml,runs/%-s$(seed),$(wildcard yamls/table1/*.yaml)))
+table1: $(TABLE1) ## pre-train by each method on generated and on real data, three seeds; -j2 for two runs at once (hours)
+	@$(RUN) lcl report $(filter runs/shapes_%,$(TABLE1)) --out runs/table1_shapes.html
+	@$(RUN) lcl report $(filter runs/real_%,$(TABLE1)) --out runs/table1_real.html
+
+.PHONY: $(TABLE1)
+$(TABLE1): $(REAL)/tokenizer.json $(REAL)/classes $(REAL)/pairs/.made
+	@$(RUN) OMP_NUM_THREADS=1 python train.py yamls/table1/$(firstword $(subst -s, ,$(@F))).yaml run_name=$(@F) \
+		seed=$(lastword $(subst -s, ,$(@F))) data.train.shuffle_seed=$(lastword $(subst -s, ,$(@F)))
 
 $(REAL)/packages/.fetched: scripts/fetch_real.sh
 	@scripts/fetch_real.sh $(@D) && touch $@
@@ -60,6 +72,13 @@ MANUALS := $(patsubst %,$(REAL)/%/train/index.json,gimp kicad sklearn skimage)
 $(MANUALS): | $(READY) $(REAL)/packages/.fetched
 	@$(RUN) lcl convert html $(REAL)/packages/$(FOLDER) $(@D:/train=) --held-out 0.1 --resize 128 \
 		--max-tokens 256 --tokens-per-image 36
+
+$(REAL)/pairs/.made: $(MANUALS)
+	@for manual in $(MANUALS:$(REAL)/%/train/index.json=%); do \
+		$(RUN) lcl convert pairs $(REAL)/$$manual $(REAL)/pairs/$$manual; done && touch $@
+
+$(REAL)/tokenizer.json: | $(REAL)/gimp/train/index.json $(REAL)/stamps/train/index.json $(REAL)/emoji/train/index.json
+	@$(RUN) python scripts/train_tokenizer.py $@ $(REAL)/{gimp,stamps,emoji}/train
 
 $(REAL)/stamps/train/index.json: | $(READY) $(REAL)/packages/.fetched
 	@$(RUN) lcl convert captions $(REAL)/packages/usr/share/tuxpaint/stamps $(REAL)/stamps --held-out 0.25
