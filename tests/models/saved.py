@@ -9,7 +9,11 @@ import tokenizers
 import torch
 from tokenizers import decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 END = "</s>"
 SIZES = {
@@ -26,8 +30,9 @@ def save_tokenizer(folder: Path, texts: list[str], **special: str) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    options: dict[str, Any] = {"special_tokens": [END], "initial_alphabet": alphabet, "show_progress": False}
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=280, **options))
+    options: dict[str, Any] = {"vocab_size": 280, "special_tokens": [END], "initial_alphabet": alphabet}
+    options["show_progress"] = False
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**options))
     tokenizer.enable_truncation(3)  # as some tokenizer.json say
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return tokenizer.get_vocab_size()
