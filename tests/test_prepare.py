@@ -97,7 +97,7 @@ def test_other_settings_make_documents_and_tokenizer_anew(
     prepare(whole)
     data = tmp_path / "data"
     tokenizer = (data / "tokenizer.json").read_bytes()
-    pictures = (data / "probe").stat().st_ino
+    pictures = (data / "probe").stat().st_mtime_ns
     ends()
     prepare(with_documents(run, 2))
     ends()
@@ -108,19 +108,19 @@ def test_other_settings_make_documents_and_tokenizer_anew(
     ends()
     assert (data / "tokenizer.json").read_bytes() == tokenizer
     assert json.loads((data / "train/index.json").read_text())["shards"][0]["samples"] == 60
-    assert (data / "probe").stat().st_ino == pictures
+    assert (data / "probe").stat().st_mtime_ns == pictures
     prepare(with_documents(run, 60, image_size=32))
-    assert (data / "probe").stat().st_ino != pictures
+    assert (data / "probe").stat().st_mtime_ns != pictures
 
 
 def test_the_pairs_of_a_run_share_its_tokenizer_but_not_its_folder(run: Any, tmp_path: Path, ends: Any):
     prepare(run)
-    tokenizer = (tmp_path / "data/tokenizer.json").stat().st_ino
+    tokenizer = (tmp_path / "data/tokenizer.json").stat().st_mtime_ns
     with pytest.raises(DataError, match=r"a run is using it, .*\(pairs False, now True\); choose"):
         prepare(with_documents(run, 40, pairs=True))
     ends()
     prepare(with_documents(run, 40, pairs=True))
-    assert (tmp_path / "data/tokenizer.json").stat().st_ino == tokenizer
+    assert (tmp_path / "data/tokenizer.json").stat().st_mtime_ns == tokenizer
     assert json.loads((tmp_path / "data/train/index.json").read_text())["shards"][0]["samples"] > 40
 
 
