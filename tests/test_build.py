@@ -34,10 +34,20 @@ def test_there_are_experiments():
     assert {"quickstart", "vit_b32_laion", "vit_b16_laion", "vit_b32_mmc4"} <= {p.stem for p in EXPERIMENTS}
 
 
+#: A language model of the same size in place of one that would be fetched with its tokenizer.
+NOT_FETCHED = [
+    "model.language_model.pretrained=null",
+    "model.language_model.num_hidden_layers=12",
+    "tokenizer.pretrained=null",
+    "tokenizer.name=clip",
+]
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(YAMLS)))
 def test_every_experiment_builds_its_model(path: Path):
     wants_data = "???" in _text(path) and "streams:" not in path.read_text()
-    run = compose(path, ["data.train.local=data"] if wants_data else []).run
+    fetched = "language_model: {pretrained:" in path.read_text()
+    run = compose(path, ["data.train.local=data"] * wants_data + NOT_FETCHED * fetched).run
     vocab_size = CLIPTokenizer.vocab_size if run.tokenizer.name == "clip" else 1024
     with torch.device("meta"):
         model = build_model(run, vocab_size)

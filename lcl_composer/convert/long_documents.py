@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -71,6 +72,8 @@ class Splitter:
         limits = source if isinstance(source, Interleaved) and source.max_tokens else None
         self._tokenizer = loaded_tokenizer(source.tokenizer if isinstance(source, Interleaved) else "clip")
         self._structural = structural_ids(self._tokenizer)
+        # Most texts are counted again when their document is divided, and in the piece that they come to.
+        self._count = lru_cache(maxsize=4096)(self._count_tokens)
         self._rules = LayoutRules(limits.tokens_per_image, limits.max_tokens) if limits else None
         if self._rules is not None:
             self._rules.check_room(self._rules.tokens_per_image)
@@ -118,6 +121,6 @@ class Splitter:
     def _count_texts(self, segments: tuple[Segment, ...]) -> int:
         return sum(self._count(segment.text) for segment in segments if isinstance(segment, Text))
 
-    def _count(self, text: str) -> int:
+    def _count_tokens(self, text: str) -> int:
         ids = self._tokenizer.encode(text)
         return len(ids) - sum(map(ids.count, self._structural))

@@ -133,7 +133,8 @@ def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
         expected = torch.autograd.grad(loss, list(model.parameters()))
         for (name, _), grad in zip(model.named_parameters(), expected, strict=True):
             mean = torch.stack([of_rank[contrastive][name] for of_rank in found]).mean(0)
-            torch.testing.assert_close(mean, grad, rtol=1e-4, atol=1e-6, msg=f"{contrastive}: {name}")
+            atol = 1e-6 * max(1.0, grad.abs().max().item())
+            torch.testing.assert_close(mean, grad, rtol=1e-4, atol=atol, msg=f"{contrastive}: {name}")
 
 
 def test_a_pair_is_laid_out_as_open_clip_does() -> None:

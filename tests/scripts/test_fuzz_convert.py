@@ -20,7 +20,7 @@ from scripts.fuzz_samples import Sample, own_samples
 
 def test_nothing_crashes_hangs_or_is_lost_uncounted(tmp_path):
     samples = own_samples(tmp_path)
-    assert len(samples) == 9
+    assert len(samples) == 12
     problems, _ = fuzz_some(range(45), samples, seed=7)
     assert problems == []
 
