@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lcl_composer.data.document import Document
 from lcl_composer.data.folders import whole_folder
-from lcl_composer.data.shards import open_shards, sample
+from lcl_composer.data.shards import read_documents
 
 MIN_IMAGES = 10
 SPLITS = {"train": "train", "held_out": "val"}
@@ -25,18 +25,8 @@ Images = list[tuple[str, Document]]
 
 
 def read_classes(folder: Path) -> Images:
-    """Return (class, document) of each document of a converted set.
-
-    Raises:
-        DataError: If a shard or a document is damaged.
-    """
-    shards = open_shards(folder)
-    found = []
-    for document in sample(shards, shards.documents):
-        if isinstance(document, Exception):
-            raise document
-        found.append((document.id.split("/")[0], document))
-    return found
+    """Return (class, document) of each document of a converted set."""
+    return [(document.id.split("/")[0], document) for document in read_documents(folder)]
 
 
 def write_classes(sets: dict[str, Images], out: Path) -> list[str]:

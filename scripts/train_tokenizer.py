@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """A byte-level BPE of the texts of converted sets: a small vocabulary for a small model.
 
-python scripts/train_tokenizer.py data/real/tokenizer.json data/real/gimp/train data/real/emoji/train
+    python scripts/train_tokenizer.py data/real/tokenizer.json data/real/gimp/train data/real/emoji/train
+
+reads every document of each folder.
 """
 
 from __future__ import annotations
@@ -11,22 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lcl_composer.data.document import Text
-from lcl_composer.data.shards import open_shards, sample
+from lcl_composer.data.shards import read_documents
 from lcl_composer.data.tokenizer import train_bpe
 
 VOCAB_SIZE = 4096
 
 
 def texts_of(folder: Path) -> Iterator[str]:
-    """Yield the text segments of a converted set.
-
-    Raises:
-        DataError: If a shard or a document is damaged.
-    """
-    shards = open_shards(folder)
-    for document in sample(shards, shards.documents):
-        if isinstance(document, Exception):
-            raise document
+    """Yield the text segments of a converted set."""
+    for document in read_documents(folder):
         yield from (segment.text for segment in document.segments if isinstance(segment, Text))
 
 

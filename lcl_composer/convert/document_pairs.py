@@ -48,10 +48,7 @@ class DocumentPairs(Source):
         """
         for split in self._splits() or [""]:
             shards = open_shards(self.source / split)
-            if shards.missing:
-                raise DataError(
-                    f"{shards.folder}: {shards.missing} shards of its index are not here; copy them first"
-                )
+            shards.check_whole()
             for shard in shards.present:
                 file = shard_file(shards.folder, shard).relative_to(self.source).as_posix()
                 yield Part(file, (file,), [split, shard])

@@ -40,6 +40,13 @@ class Shards:
         """Documents in the shards that are here."""
         return sum(shard["samples"] for shard in self.present)
 
+    def check_whole(self) -> None:
+        """Raise DataError if shards are not here."""
+        if self.missing:
+            raise DataError(
+                f"{self.folder}: {self.missing} shards of its index are not here; copy them first"
+            )
+
 
 def open_shards(folder: Path) -> Shards:
     """Read the index of a folder and see which shards are there.
@@ -95,6 +102,21 @@ def read_shard(folder: Path, shard: dict[str, Any]) -> Iterator[Document | DataE
         DataError: If the shard is damaged.
     """
     return _documents(folder, shard, range(shard["samples"]))
+
+
+def read_documents(folder: Path) -> Iterator[Document]:
+    """Yield every document of a data set, in its order.
+
+    Raises:
+        DataError: If there is no data set, shards are elsewhere, or a shard or a document is damaged.
+    """
+    shards = open_shards(folder)
+    shards.check_whole()
+    for shard in shards.present:
+        for document in read_shard(folder, shard):
+            if isinstance(document, DataError):
+                raise document
+            yield document
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -60,7 +60,7 @@ class Term:
 
     def idle(self, outputs: Outputs) -> Tensor:
         """What the term would have read, times 0: DDP wants a gradient of every parameter."""
-        read = [outputs[name] for name in self.reads if name in outputs]
+        read = [outputs[name] for name in self.reads if name != "batch"]
         unused = [output for output in read if output.is_floating_point()]
         unused += self.contrast.scalars if self.contrast else []
         unused += list(self.head.parameters()) if self.head is not None else []

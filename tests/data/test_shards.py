@@ -10,7 +10,7 @@ import pytest
 
 from lcl_composer.data import shards as module
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.shards import open_shards, sample, spread
+from lcl_composer.data.shards import open_shards, read_documents, sample, spread
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import DataError
 from tests.inspect.conftest import RED
@@ -28,6 +28,15 @@ def many(tmp_path_factory):
 
 def ids(folder, count):
     return [d.id for d in sample(open_shards(folder), count) if isinstance(d, Document)]
+
+
+def test_all_documents_are_read_or_none(many, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SHARDS", 3)  # of a sample
+    assert [document.id for document in read_documents(many)] == [str(number) for number in range(100)]
+    part = shutil.copytree(many, tmp_path / "part")
+    next(part.glob("shard.00003.*")).unlink()
+    with pytest.raises(DataError, match="part: 1 shards of its index are not here"):
+        list(read_documents(part))
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (10, 10), (10, 50), (1, 1), (1000003, 997), (0, 5)])
