@@ -115,9 +115,8 @@ def read_outcomes(folder: Path, evaluation: str) -> Outcomes | None:
 def intervals(outcomes: Outcomes) -> dict[str, tuple[float, float]]:
     """Where each number lies on 95% of test sets drawn from this one with replacement.
 
-    The percentile bootstrap (Efron and Tibshirani, "An introduction to the bootstrap", 1993, section
-    13.3) over images: captions of an image stay together, as they are not independent. All numbers see the same
-    sets.
+    The percentile bootstrap (Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3)
+    over images: captions of an image stay together, as they are not independent. All see the same sets.
 
     Args:
         outcomes: Of N images.
