@@ -129,18 +129,45 @@ def export(
 
 @app.command()
 def evaluate(
-    encoder: Annotated[Path, typer.Argument(help="An exported encoder, such as runs/NAME/encoder.")],
-    train: Annotated[str, typer.Argument(help="Labelled images to fit a linear probe on: DIR/<class>/*.png")],
-    val: Annotated[str, typer.Argument(help="Labelled images to measure it on.")],
-    features: Annotated[Literal["patch_mean", "pooled"], typer.Option(help="What it reads.")] = "patch_mean",
+    encoders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ENCODER...",
+            help="Exported encoders, such as runs/NAME/encoder, or settings of model.encoder, '{name: timm, "
+            "...}'; LABEL=ENCODER names it, and encoders of one label are averaged.",
+        ),
+    ],
+    suite: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Train each YAML of this folder on each encoder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For results; if absent, runs/transfer/SUITE.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Once or more; if absent, the YAML's.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=c", help="A setting laid over every task.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Devices of each training.")] = 1,
+    probe: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="TRAIN VAL", help="Instead: a linear probe on labelled images, DIR/<class>/*.png."
+        ),
+    ] = None,
+    features: Annotated[
+        Literal["patch_mean", "pooled"], typer.Option(help="What --probe reads.")
+    ] = "patch_mean",
 ) -> None:
-    """Linear probe of an exported encoder, frozen, beside the same encoder untrained."""
-    from lcl_composer.evaluation.frozen import evaluate_frozen
+    """Measure encoders, frozen: on all tasks of a suite, with one table, or by a quick linear probe."""
+    from lcl_composer.commands import evaluate as command
+    from lcl_composer.errors import ConfigError
 
-    trained, untrained = evaluate_frozen(encoder, train, val, features)
-    typer.echo(
-        f"trained {trained.accuracy:.1%}, untrained {untrained.accuracy:.1%}, chance {trained.chance:.1%}"
-    )
+    if (suite is None) == (probe is None):
+        raise ConfigError("evaluate: give --suite DIR, such as yamls/transfer/tiny, or --probe TRAIN VAL")
+    if probe is not None:
+        command.probe(encoders, *probe, features)
+    elif suite is not None:
+        command.evaluate_suite(encoders, suite, out, seed or [], setting or [], ranks)
 
 
 @app.command()

@@ -23,8 +23,9 @@ class Cell:
         values: One a run, finite.
         text: The number, or mean ± sd over the runs (``n - 1`` in the sd); "" where there is none.
         detail: Each run's number by name.
-        mark: ``best``, ``close`` (no further from the best than the sd of either), or "".
+        mark: ``best``, ``close`` (no further from the best than the deviation of either), or "".
         final: Whether the numbers are those of finished runs.
+        spread: How uncertain a single number is: half of its interval.
     """
 
     values: tuple[float, ...]
@@ -32,6 +33,7 @@ class Cell:
     detail: str
     mark: str
     final: bool
+    spread: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -40,8 +42,8 @@ class Cell:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over the runs; 0 for a single one."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+        """Standard deviation over the runs; the spread of a single one."""
+        return stdev(self.values) if len(self.values) > 1 else self.spread
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def direction(key: str) -> int:
     """1 if a metric of this name is better when higher, -1 if lower, 0 if the name does not say."""
     if re.search(r"(^|[/_])(chance|untrained)([/_]|$)", key):
         return 0
-    if re.search(r"recall@|r@\d|accuracy|(^|[/_])(probe|knn|map|bleu|cider)([/_\d-]|$)", key, re.IGNORECASE):
+    better = r"recall@|r@\d|accuracy|top[-_]?\d|(^|[/_])(probe|knn|map|bleu|cider|rouge|meteor)([/_\d-]|$)"
+    if re.search(better, key, re.IGNORECASE):
         return 1
     return -1 if re.search(r"loss|perplexity|error|entropy", key, re.IGNORECASE) else 0
 
@@ -217,8 +220,8 @@ def _row(quantity: Quantity, variants: Sequence[Variant], changed: Sequence[str]
         if reasons
         else quantity.note
     )
-    marked = tuple(_marked(cells, better)) if better else tuple(cells)
-    return Row(quantity.label, quantity.group, better, quantity.unit, note, marked)
+    shown = tuple(marked(cells, better)) if better else tuple(cells)
+    return Row(quantity.label, quantity.group, better, quantity.unit, note, shown)
 
 
 def _cell(quantity: Quantity, variant: Variant) -> Cell:
@@ -229,7 +232,7 @@ def _cell(quantity: Quantity, variant: Variant) -> Cell:
     values = tuple(value for _, value in numbers)
     if not values:
         return Cell((), "", "", "", variant.finished)
-    decimals = _decimals(values) if quantity.decimals is None else quantity.decimals
+    decimals = decimals_of(values) if quantity.decimals is None else quantity.decimals
     text = f"{fmean(values):,.{decimals}f}"
     if len(values) > 1:
         text += f" ± {stdev(values):,.{decimals}f}"
@@ -237,7 +240,7 @@ def _cell(quantity: Quantity, variant: Variant) -> Cell:
     return Cell(values, text, detail, "", variant.finished)
 
 
-def _marked(cells: Sequence[Cell], better: int) -> Iterable[Cell]:
+def marked(cells: Sequence[Cell], better: int) -> Iterable[Cell]:
     """Mark the best mean of finished variants, unless all are equal, and what is within a deviation of it."""
     final = [cell for cell in cells if cell.values and cell.final]
     if len({cell.mean for cell in final}) < 2:
@@ -278,7 +281,7 @@ def _median_of_half(key: str, run: Run) -> float | None:
     return median(values[len(values) // 2 :]) if values else None
 
 
-def _decimals(values: Sequence[float]) -> int:
+def decimals_of(values: Sequence[float]) -> int:
     """Enough for three digits."""
     largest = max(map(abs, values))
     return 0 if largest == 0 else max(0, min(6, 2 - math.floor(math.log10(largest))))

@@ -44,8 +44,8 @@ def test_both_results_and_the_verb(exported: Path, folders: tuple[str, str]) -> 
     trained, untrained = evaluate_frozen(exported, *folders)
     assert trained.accuracy == 1.0
     assert trained.chance == 0.5
-    shown = CliRunner().invoke(app, ["evaluate", str(exported), *folders]).output
-    assert f"trained 100.0%, untrained {untrained.accuracy:.1%}, chance 50.0%" in shown
+    shown = CliRunner().invoke(app, ["evaluate", str(exported), "--probe", *folders]).output
+    assert f"{exported}: trained 100.0%, untrained {untrained.accuracy:.1%}, chance 50.0%" in shown
 
 
 def test_untrained_differs_and_is_reproducible(exported: Path) -> None:

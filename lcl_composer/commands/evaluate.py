@@ -1,0 +1,123 @@
+"""`lcl evaluate`: encoders through a suite of tasks, or a linear probe of each on two image folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lcl_composer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lcl_composer.report.transfer import Entry
+    from lcl_composer.suite import Entrant, Job
+
+
+def evaluate_suite(
+    encoders: Sequence[str],
+    suite: Path,
+    out: Path | None,
+    seeds: Sequence[int],
+    settings: Sequence[str],
+    ranks: int,
+) -> None:
+    """Train every task of a folder on every encoder, then write ``results.json`` and ``index.html``.
+
+    Args:
+        encoders: As :func:`lcl_composer.suite.read_entrants` takes them.
+        suite: Folder of YAMLs.
+        out: Folder of the results; None: ``runs/transfer/SUITE``.
+        seeds: Seeds of each task; none: the YAML's.
+        settings: ``a.b=c`` for all tasks.
+        ranks: Processes of each training.
+
+    Raises:
+        ConfigError: If there is nothing to evaluate, or the results cannot be written.
+        DataError: If an encoder's folder holds none.
+        typer.Exit: 1 if a task failed; the others have run.
+    """
+    from lcl_composer.suite import plan, read_entrants, run_jobs
+
+    entrants = read_entrants(encoders)
+    jobs = plan(entrants, suite, seeds, settings)
+    out = out or Path("runs/transfer") / jobs[0].suite
+    run_jobs(jobs, ranks)
+    write_results(entrants, jobs, out)
+    failed = [job for job in jobs if job.failure]
+    for job in failed:
+        typer.echo(f"{job.title} failed: {job.failure}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def write_results(entrants: Sequence[Entrant], jobs: Sequence[Job], out: Path) -> None:
+    """Gather the runs of jobs that have run, write file and page, and say where they lie.
+
+    Raises:
+        ConfigError: If they cannot be written.
+    """
+    from importlib.metadata import version
+
+    from lcl_composer.report.transfer import read_entry, results_of
+    from lcl_composer.report.transfer_page import render
+
+    entries = [
+        read_entry(job.entrant.label, job.task.stem, Path("runs") / job.run_name)
+        for job in jobs
+        if not job.failure
+    ]
+    named = [{"label": e.label, "settings": e.spec, "digest": e.digest} for e in entrants]
+    failures = [
+        {"encoder": j.entrant.label, "task": j.task.stem, "reason": j.failure} for j in jobs if j.failure
+    ]
+    results = results_of(entries, named, failures)
+    page = render(entries, results, version("lcl-composer"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (out / "index.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
+    _print(entries, results)
+    typer.echo(f"{out / 'index.html'}: {len(entries)} of {len(jobs)} runs; numbers in {out / 'results.json'}")
+
+
+def _print(entries: Sequence[Entry], results: dict[str, Any]) -> None:
+    """The table of the page, for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from lcl_composer.report.transfer_page import rows_of
+
+    labels = list(dict.fromkeys(encoder["label"] for encoder in results["encoders"]))
+    table = Table(title="Encoders by tasks", title_justify="left", title_style="bold")
+    table.add_column("Task")
+    for label in labels:
+        table.add_column(Text(label), justify="right")
+    for task in dict.fromkeys(entry.task for entry in entries):
+        rows = rows_of(entries, labels, task)
+        for row in rows:
+            cells = [Text(cell.text, style="bold" if cell.mark == "best" else "") for cell in row.cells]
+            unit = f" ({row.unit})" if row.unit else ""
+            table.add_row(Text(f"{row.group}: {row.label}{unit}"), *cells, end_section=row is rows[-1])
+    Console().print(table)
+
+
+def probe(encoders: Sequence[str], train: str, val: str, features: Any) -> None:
+    """Print the accuracy of a linear probe of each exported encoder, frozen, beside the same one untrained.
+
+    Raises:
+        DataError: If an encoder or an image folder is missing or damaged.
+    """
+    from lcl_composer.evaluation.frozen import evaluate_frozen
+
+    for encoder in encoders:
+        trained, untrained = evaluate_frozen(encoder, train, val, features)
+        typer.echo(
+            f"{encoder}: trained {trained.accuracy:.1%}, untrained {untrained.accuracy:.1%}, "
+            f"chance {trained.chance:.1%}"
+        )

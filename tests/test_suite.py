@@ -1,0 +1,167 @@
+"""Which runs a suite makes of encoders and tasks, and which it leaves as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lcl_composer import suite
+from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.run_folder import RunFolder
+from lcl_composer.suite import Job, command, is_finished, plan, read_entrants, run_jobs
+from tests import runs
+
+TIMM = "{name: timm, model_name: vit_base_patch32_clip_224, image_size: 16, model_args: {patch_size: 8}}"
+
+
+def write_encoder(folder: Path, weights: bytes = b"weights", image_size: int = 32) -> str:
+    """The files by which an exported encoder is told from another."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"encoder": {"image_size": image_size}}))
+    (folder / "model.safetensors").write_bytes(weights)
+    return str(folder)
+
+
+def write_task(folder: Path, name: str = "task", **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**runs.settings(folder, run_name=name), **changes}))
+    return path
+
+
+def test_encoders_are_named_by_their_run_or_by_their_label(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "runs/quickstart/encoder")
+    found = read_entrants([folder, f"random={TIMM}"])
+    assert [(e.label, e.name, e.image_size) for e in found] == [
+        ("quickstart", "quickstart", 32),
+        ("random", "random", 16),
+    ]
+    assert found[0].spec == {"name": "exported", "folder": folder}
+    assert found[1].spec["model_args"] == {"patch_size": 8}
+    (Path(folder) / "model.safetensors").write_bytes(b"trained further")
+    assert read_entrants([folder])[0].digest != found[0].digest
+
+
+def test_one_label_for_several_encoders_is_asked_for(tmp_path: Path) -> None:
+    first, other = (write_encoder(tmp_path / f"{n}/lcl/encoder", n.encode()) for n in "ab")
+    assert [e.label for e in read_entrants([f"lcl={first}", f"lcl={other}"])] == ["lcl", "lcl"]
+    with pytest.raises(ConfigError, match=r"another encoder is called 'lcl' too; write LABEL="):
+        read_entrants([first, other])
+    with pytest.raises(ConfigError, match="the same encoder is named twice"):
+        read_entrants([f"a={first}", f"b={first}"])
+
+
+def test_what_is_no_encoder_is_said_in_a_line(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "run/encoder")
+    with pytest.raises(DataError, match=r"run: no exported encoder .* did you mean .*run/encoder\?"):
+        read_entrants([str(tmp_path / "run")])
+    with pytest.raises(ConfigError, match="unknown encoder 'tim'; did you mean 'timm'"):
+        read_entrants(["{name: tim}"])
+    with pytest.raises(ConfigError, match=r"model_name: missing"):
+        read_entrants(["{name: timm}"])
+    (tmp_path / "run/encoder/config.json").write_text("{")
+    with pytest.raises(DataError, match="damaged or not an exported encoder"):
+        read_entrants([str(tmp_path / "run/encoder")])
+
+
+def test_a_suite_without_tasks_is_refused(tmp_path: Path) -> None:
+    entrants = read_entrants([TIMM])
+    with pytest.raises(ConfigError, match="no such folder"):
+        plan(entrants, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="holds no YAML"):
+        plan(entrants, tmp_path)
+
+
+def test_a_job_is_a_run_of_its_own_with_the_encoders_size(tmp_path: Path) -> None:
+    write_task(tmp_path / "tiny", "second"), write_task(tmp_path / "tiny", "first")
+    entrants = read_entrants([f"a={TIMM}"])
+    jobs = plan(entrants, tmp_path / "tiny", (3, 4), ("data.max_tokens=48",))
+    assert [(job.task.stem, job.seed) for job in jobs] == [
+        ("first", 3),
+        ("first", 4),
+        ("second", 3),
+        ("second", 4),
+    ]
+    assert jobs[0].run_name == f"tiny-first-a-{entrants[0].digest[:8]}-s3"
+    run = jobs[0].composed.run
+    assert (run.seed, run.data.train.shuffle_seed, run.data.image_size, run.data.max_tokens) == (3, 3, 16, 48)
+    assert run.model.encoder.spec() == entrants[0].spec
+    assert plan(entrants, tmp_path / "tiny")[0].run_name.endswith("-s17")
+    arguments = command(jobs[0])
+    assert arguments[1:5] == ["-m", "lcl_composer", "train", str(jobs[0].task)]
+    assert f"run_name={jobs[0].run_name}" in arguments
+    assert command(jobs[0], 2)[1:4] == ["-n", "2", "-m"]
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.chdir(tmp_path)
+    write_task(tmp_path / "tiny", evaluation={"retrieval": {}}, data=data_of(tmp_path))
+    return plan(read_entrants([TIMM]), tmp_path / "tiny")[0]
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    values = runs.settings(folder)["data"]
+    return {**values, "eval": values["train"]}
+
+
+def finish(job: Job, batches: int = 20) -> Path:
+    """What a run leaves that has come to its end."""
+    folder = Path("runs") / job.run_name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(job.composed.to_yaml())
+    (folder / "summary.json").write_text(json.dumps({"batches": batches, "retrieval": {"x/recall@1": 0.5}}))
+    RunFolder(job.run_name, folder, "").note_end(batches, job.composed.run.evaluation)
+    return folder
+
+
+def test_a_finished_task_is_not_run_again(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert not is_finished(job)
+    finish(job)
+    assert is_finished(job)
+    monkeypatch.setattr(suite, "_launch", lambda *_: pytest.fail("it was launched"))
+    run_jobs([job])
+    assert "finished before, in runs/tiny-task-" in capsys.readouterr().out
+
+
+def test_a_run_with_other_settings_is_not_taken_for_it(job: Job) -> None:
+    folder = finish(job)
+    again = Job(job.suite, job.task, job.entrant, settings=("optimizer.lr=0.5", "progress_bar=true"))
+    with pytest.raises(DataError, match=r"was trained with optimizer\.lr 0\.001 \(now 0\.5\); remove it"):
+        is_finished(again)
+    measured = Job(job.suite, job.task, job.entrant, settings=("evaluation.retrieval.max_images=9",))
+    assert not is_finished(measured)  # the run measures anew, without training
+    (folder / "summary.json").write_text("{")
+    assert not is_finished(job)
+
+
+def test_the_others_go_on_where_one_fails(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    broken = write_task(job.task.parent, "broken", optimizer={"name": "none"})
+    jobs = [Job(job.suite, broken, job.entrant), job, Job(job.suite, job.task, job.entrant, seed=3)]
+    outcomes = iter([(2, "error: runs are out of luck"), (0, "")])
+    monkeypatch.setattr(suite, "_launch", lambda *_: next(outcomes))
+    run_jobs(jobs)
+    assert "unknown optimizer 'none'" in jobs[0].failure
+    assert "\n" not in jobs[0].failure
+    assert [job.failure for job in jobs[1:]] == ["runs are out of luck", ""]
+    assert "[1/3] broken of" in capsys.readouterr().out
+
+
+def test_a_run_that_was_asked_to_stop_ends_the_suite(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "_launch", lambda *_: (143, ""))
+    with pytest.raises(SystemExit) as stopped:
+        run_jobs([job, job])
+    assert stopped.value.code == 143
+
+
+def test_what_a_training_says_is_passed_on_and_its_reason_kept(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    lines = "print('step 1'); print('error: no data'); print('later'); raise SystemExit(2)"
+    monkeypatch.setattr(suite, "command", lambda *_: [suite.sys.executable, "-c", lines])
+    assert suite._launch(job, 1) == (2, "error: no data")
+    assert capsys.readouterr().out == "step 1\nerror: no data\nlater\n"
