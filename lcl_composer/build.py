@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
 
     from lcl_composer.callbacks.checkpoint_contents import CheckpointContents
+    from lcl_composer.methods.method import Method
 
 #: Keys of the config that are arguments of Composer's Trainer under the same name.
 _TRAINER_ARGUMENTS = {
@@ -207,7 +208,7 @@ def find_start(config: RunConfig) -> Start:
 
 
 def check_start(
-    config: RunConfig, start: Start, model: torch.nn.Module, tokenizer: Tokenizer, train_data: DataSpec
+    config: RunConfig, start: Start, model: Method, tokenizer: Tokenizer, train_data: DataSpec
 ) -> CheckpointContents:
     """Compare model and settings with the checkpoint that the run starts from, before it is loaded.
 
@@ -224,7 +225,8 @@ def check_start(
     loader: Any = train_data.dataloader
     documents = digest_of_documents(source.folder for source in loader.dataset.streams)
     settings = config.model_dump(mode="json")
-    now = Begun(config.run_name, settings, documents, digest_of_tokenizer(tokenizer))
+    encoder = {"recipe": model.encoder.recipe, "weights": model.encoder.weights}
+    now = Begun(config.run_name, settings, documents, digest_of_tokenizer(tokenizer), encoder=encoder)
     if start.path and start.begun:
         check_resume(start.path, start.begun, now)
     path = start.path or config.load_path

@@ -6,7 +6,7 @@ import datetime
 import os
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ class Begun:
         tokenizer: Digest of the tokenizer.
         ended: Whether training had come to its end, by ``max_duration`` or a stopper.
         stepped: Names of the parameters that have a state of the optimizer.
+        encoder: ``recipe`` and ``weights`` of the encoder as it was built, see
+            :class:`lcl_composer.models.encoder.Encoder`; empty in older checkpoints.
     """
 
     run_name: str
@@ -40,6 +42,7 @@ class Begun:
     tokenizer: str
     ended: bool = False
     stepped: tuple[str, ...] = ()
+    encoder: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(contents: dict[str, Any], run_name: str = "", stepped: Iterable[str] = ()) -> Begun:
@@ -51,6 +54,7 @@ class Begun:
             tokenizer=contents.get("tokenizer", ""),
             ended=contents.get("ended", False),
             stepped=tuple(stepped),
+            encoder=contents.get("encoder", {}),
         )
 
 

@@ -23,9 +23,10 @@ class DataError(LCLError):
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown word: the nearest known one, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.6)
+    spelled = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(word).lower(), spelled, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {spelled[close[0]]!r}?"
     return f"known: {', '.join(names)}" if names else "nothing is allowed here"
 
 

@@ -6,14 +6,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lcl_composer.config.schema import ModelConfig
 from lcl_composer.config.yaml_file import read_yaml
 from lcl_composer.errors import ConfigError, DataError, one_line
 from lcl_composer.finite import check_finite
+from lcl_composer.models.exported import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    POOLER_FILE,
+    image_side_weights,
+    load_encoder,
+    untrained_encoder,
+)
 from lcl_composer.registry import encoders, poolers
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from lcl_composer.models.encoder import Encoder
     from lcl_composer.models.pooler import AttentivePooler
 
-_CONFIG, _ENCODER, _POOLER = "config.json", "model.safetensors", "pooler.safetensors"
+__all__ = ["export_checkpoint", "export_encoder", "load_encoder", "untrained_encoder"]
 
 
 def export_encoder(model: Method, config: RunConfig, folder: str | Path) -> Path:
@@ -43,71 +50,21 @@ def export_encoder(model: Method, config: RunConfig, folder: str | Path) -> Path
 
 
 def _write(encoder: Encoder, pooler: AttentivePooler | None, config: ModelConfig, folder: Path) -> Path:
-    check_finite(f"export to {folder}", _weights(encoder, pooler))
+    check_finite(f"export to {folder}", image_side_weights(encoder, pooler))
     folder.mkdir(parents=True, exist_ok=True)
-    _save(encoder.backbone, folder / _ENCODER)
-    normalize = encoder.normalize
+    _save(encoder.backbone, folder / ENCODER_FILE)
     description = {
-        "encoder": config.encoder.spec() | {"pretrained": None},
+        "encoder": encoder.recipe,
         "timm": encoder.timm_args,
         "width": encoder.width,
         "tokens_per_image": encoder.tokens_per_image,
-        "mean": (normalize.mean / 255).flatten().tolist(),
-        "std": (normalize.std / 255).flatten().tolist(),
+        **encoder.normalize.settings,
     }
     if pooler is not None and config.pooler is not None:
-        _save(pooler, folder / _POOLER)
+        _save(pooler, folder / POOLER_FILE)
         description |= {"pooler": config.pooler.spec(), "embed_dim": pooler.proj.out_features}
-    (folder / _CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
     return folder
-
-
-def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
-    """Read an exported encoder: ``encoder(pixel_values)`` gives patch tokens, ``pooler(tokens)`` the latent.
-
-    The pooler is None where the method had none.
-
-    Raises:
-        DataError: If a file is missing, damaged, not finite, or does not fit the architecture in
-            ``config.json``.
-    """
-    folder = Path(folder)
-    encoder, pooler = untrained_encoder(folder)
-    try:
-        encoder.backbone.load_state_dict(load_file(folder / _ENCODER))
-        if pooler is not None:
-            pooler.load_state_dict(load_file(folder / _POOLER))
-    except (SafetensorError, RuntimeError) as error:
-        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
-    check_finite(f"encoder {folder}", _weights(encoder, pooler))
-    return encoder, pooler
-
-
-def _weights(encoder: Encoder, pooler: AttentivePooler | None) -> dict[str, Tensor]:
-    return encoder.state_dict() | (pooler.state_dict() if pooler is not None else {})
-
-
-def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
-    """The architecture of an exported encoder with random weights, in eval mode, to compare with.
-
-    Raises:
-        DataError: If a file is missing, or ``config.json`` is damaged.
-    """
-    folder = Path(folder)
-    try:
-        description = json.loads((folder / _CONFIG).read_text())
-        for name in (_ENCODER, *([_POOLER] if "pooler" in description else [])):
-            if not (folder / name).is_file():
-                raise DataError(f"{folder}: not an exported encoder, {name} is missing")
-        spec = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
-        encoder = encoders.build(spec)
-        sizes = {key: description[key] for key in ("width", "embed_dim") if key in description}
-        pooler = poolers.build(description["pooler"], **sizes) if "pooler" in description else None
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: not an exported encoder, {_CONFIG} is missing") from error
-    except (LookupError, ValueError, TypeError) as error:
-        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
-    return encoder.eval(), pooler.eval() if pooler is not None else None
 
 
 def _save(module: nn.Module, path: Path) -> None:
@@ -151,9 +108,11 @@ def export_checkpoint(
         released = {name: tensor.contiguous() for name, tensor in to_released(state).items()}
         save_file(released, Path(out) / "state_dict.safetensors")
         return Path(out)
-    settings = read_begun(checkpoint).settings or _settings_beside(Path(checkpoint))
+    begun = read_begun(checkpoint)
+    settings = begun.settings or _settings_beside(Path(checkpoint))
     model = ModelConfig.model_validate(settings["model"])
-    return _write(*_image_side(model, state, checkpoint), model, Path(out))
+    recipe = begun.encoder.get("recipe") or model.encoder.spec() | {"pretrained": None}
+    return _write(*_image_side(model, recipe, state, checkpoint), model, Path(out))
 
 
 def _settings_beside(checkpoint: Path) -> dict[str, Any]:
@@ -165,12 +124,11 @@ def _settings_beside(checkpoint: Path) -> dict[str, Any]:
 
 
 def _image_side(
-    model: ModelConfig, state: dict[str, Tensor], checkpoint: str | Path
+    model: ModelConfig, recipe: dict[str, Any], state: dict[str, Tensor], checkpoint: str | Path
 ) -> tuple[Encoder, AttentivePooler | None]:
     """Encoder and, if there is one, pooler with the checkpoint's weights; no more of the run is built."""
     try:
-        spec = {key: value for key, value in model.encoder.spec().items() if key != "pretrained"}
-        encoder = encoders.build(spec)
+        encoder = encoders.build({key: value for key, value in recipe.items() if key != "pretrained"})
         pooler = None
         if model.pooler is not None:
             language_model = model.language_model.spec() if model.language_model is not None else {}

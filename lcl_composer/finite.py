@@ -19,18 +19,22 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+#: What to do about weights that training has lost.
+_ADVICE = "training was lost before; take an earlier checkpoint, lower optimizer.lr or lengthen the warm-up"
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor], advice: str = _ADVICE) -> None:
     """Refuse tensors that hold an infinity or a NaN.
 
     Args:
         what: What they are, and where, for the message.
         tensors: By name.
+        advice: What to do about it.
 
     Raises:
         DataError: Names the first of them.
     """
     if lost := not_finite(tensors):
         raise DataError(
-            f"{what}: {len(lost)} of {len(tensors)} tensors are not finite ({lost[0]!r}): training was lost "
-            "before; take an earlier checkpoint, lower optimizer.lr or lengthen the warm-up"
+            f"{what}: {len(lost)} of {len(tensors)} tensors are not finite ({lost[0]!r}): {advice}"
         )

@@ -141,8 +141,10 @@ class Registry(Generic[T]):
 encoders: Registry[Any] = Registry(
     "encoder",
     {
+        "exported": "lcl_composer.models.exported:exported_encoder",
+        "open_clip": "lcl_composer.models.open_clip_encoder:OpenCLIPEncoder",
         "timm": "lcl_composer.models.encoder:TimmEncoder",
-        "transformers": "lcl_composer.models.encoder:TransformersEncoder",
+        "transformers": "lcl_composer.models.transformers_encoder:TransformersEncoder",
     },
 )
 methods: Registry[Any] = Registry(

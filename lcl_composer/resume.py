@@ -38,6 +38,7 @@ _APPLIED = {
     r"data\.train\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)": "the same data",
     r"data\.train\.(streams\.[^.]+\.)?(local|remote|split)": "the same documents lie there",
     r"tokenizer\.path": "the same tokenizer lies there",
+    r"model\.encoder\.(folder|weights)": "the same weights lie there",
     r"method\.backend|model\.\w+\.gradient_checkpointing": "the same numbers, up to rounding",
     r"model\..*(drop|dropout|drop_rate|pdrop|drop_path_rate)": "from the next batch on",
     r"precision": "from the next batch on",
@@ -108,6 +109,8 @@ def check_resume(path: str, begun: Begun, now: Begun) -> list[Change]:
     refused = [_refusal(change) for change in found if change.follows is None]
     if begun.tokenizer != now.tokenizer:
         refused.append(f"another tokenizer ({_place(now.settings, 'tokenizer')} holds other ids)")
+    if begun.encoder and begun.encoder["weights"] != now.encoder.get("weights"):
+        refused.append(f"another encoder ({_encoder(now.settings)} holds other weights)")
     if begun.documents != now.documents:
         refused.append("other documents (the indices of data.train's shards changed)")
     if refused:
@@ -144,6 +147,12 @@ def _refusal(change: Change) -> str:
 def _place(settings: Mapping[str, Any], key: str) -> str:
     component = settings.get(key, {})
     return str(component.get("path") or component.get("pretrained") or component.get("name"))
+
+
+def _encoder(settings: Mapping[str, Any]) -> str:
+    encoder = settings["model"]["encoder"]
+    places = (encoder.get(key) for key in ("folder", "weights", "model", "pretrained"))
+    return next((f"model.encoder's {place}" for place in places if isinstance(place, str)), "model.encoder")
 
 
 def table(name: str, batch: int, found: list[Change]) -> str:

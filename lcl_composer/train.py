@@ -25,6 +25,8 @@ from lcl_composer.stop_request import Stopped
 if TYPE_CHECKING:
     from composer import Trainer
 
+    from lcl_composer.models.encoder import Encoder
+
 
 def train(path: Path, overrides: list[str]) -> None:
     """Compose the YAML, make or find its data, train, measure.
@@ -47,6 +49,8 @@ def train(path: Path, overrides: list[str]) -> None:
 
     from composer.utils import dist, get_device
 
+    from lcl_composer.methods.method import method_of
+
     name_signal_files_by_node()
     dist.initialize_dist(get_device(None))
     with told_in_one_line(run_folder(composed.run)), ExitStack() as stack:
@@ -60,6 +64,8 @@ def train(path: Path, overrides: list[str]) -> None:
             for note in composed.notes:
                 print(f"note: {note}")
             print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
+            if encoder_line := line_of_encoder(method_of(trainer.state).encoder):
+                print(encoder_line, flush=True)
         run_to_end(trainer, run_of(composed.run), composed.run.evaluation)
 
 
@@ -110,6 +116,19 @@ def make_up_end(trainer: Trainer) -> None:
         trainer._rng_state = None
     trainer.state.stop_training()  # also where a stopper ended it before max_duration
     trainer._train_loop()
+
+
+def line_of_encoder(encoder: Encoder) -> str:
+    """What is read off an encoder that came from elsewhere, and how it takes its images; else ""."""
+    if not encoder.weights:
+        return ""
+    about = encoder.description
+    mean, std = (", ".join(f"{value:.3g}" for value in about[key]) for key in ("mean", "std"))
+    return (
+        f"encoder: {about['encoder']}, weights {encoder.weights[:12]}; {about['tokens_per_image']} x "
+        f"{about['width']} {about['features']}; {about['image_size']} pixels, {about['resize']}, "
+        f"normalised by ({mean}) and ({std})"
+    )
 
 
 def opening_line(config: RunConfig, trainer: Trainer, ranks: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
+from safetensors.torch import load_file, save_file
 
 from lcl_composer.build import build_trainer
 from lcl_composer.checkpoint import only_safe_loads, read_model_state
@@ -20,6 +22,8 @@ from lcl_composer.config import compose
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import DataError, LCLError
+from lcl_composer.export import export_checkpoint, export_encoder, load_encoder
+from lcl_composer.methods.build import build_model
 from lcl_composer.train import train
 from tests import runs
 
@@ -243,6 +247,36 @@ def test_load_path(data: Path, tmp_path: Path):
         fit(another_architecture(data, load_path=path, run_name="other"))
     with pytest.raises(DataError, match=r"nowhere\.pt: no such file"):
         fit(runs.settings(data, load_path="nowhere.pt", run_name="missing"))
+
+
+def test_a_frozen_encoder_from_elsewhere(
+    uninterrupted: tuple[Path, Watch], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """It is told, stays the same, is recognised in a resume, and is in the checkpoint without its folder."""
+    first = shutil.copytree(uninterrupted[0] / "runs/tiny/encoder", tmp_path / "first")
+    values = runs.settings(data, max_duration="4ba", save_interval="2ba")
+    values["model"]["encoder"] = {"name": "exported", "folder": str(first)}
+    values["algorithms"] = {"layer_freezing": {"parts": ["encoder"]}}
+    train(path := runs.write_yaml(tmp_path, values), [])
+    assert (
+        f"encoder: the exported {first} (timm's vit_base_patch32_clip_224), weights "
+        in capsys.readouterr().out
+    )
+    features = json.loads((tmp_path / "runs/tiny/summary.json").read_text())["features"]
+    last = tmp_path / "runs/tiny/checkpoints/latest-rank0.pt"
+    original, _ = load_encoder(first)
+    assert features["weights"] == original.weights
+    assert load_encoder("runs/tiny/encoder")[0].weights == original.weights
+    other = build_model(compose(path, []).run, 300)
+    export_encoder(other, compose(path, []).run, tmp_path / "elsewhere")
+    damage = load_file(first / "model.safetensors")
+    damage["cls_token"] += 1.0
+    save_file(damage, first / "model.safetensors")
+    with pytest.raises(DataError, match=r"another encoder \(model.encoder's .*first holds other weights\)"):
+        train(path, ["max_duration=6ba"])
+    train(path, ["max_duration=6ba", f"model.encoder.folder={tmp_path / 'elsewhere'}"])
+    shutil.rmtree(first)
+    assert load_encoder(export_checkpoint(last, tmp_path / "out"))[0].weights == original.weights
 
 
 def test_resuming_a_damaged_checkpoint(data: Path, tmp_path: Path):

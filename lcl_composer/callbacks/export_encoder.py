@@ -11,7 +11,8 @@ from composer.utils import create_interval_scheduler, dist
 
 from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.export import export_encoder
-from lcl_composer.methods.method import method_of
+from lcl_composer.methods.method import Method, method_of
+from lcl_composer.models.weights import digest_of_weights
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import RunConfig
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 class ExportEncoder(Callback):
     """Write the trained encoder and pooler to a folder, see :func:`lcl_composer.export.export_encoder`.
+
+    An encoder that came from elsewhere and left no other than it came is not written again.
 
     Args:
         folder: Where to, ``runs/NAME/encoder``.
@@ -30,8 +33,16 @@ class ExportEncoder(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write (rank 0)."""
-        if dist.get_global_rank() == 0:
-            export_encoder(method_of(state), self.config, self.folder)
+        method = method_of(state)
+        if dist.get_global_rank() == 0 and not is_as_it_came(method):
+            export_encoder(method, self.config, self.folder)
+
+
+def is_as_it_came(method: Method) -> bool:
+    """Whether the encoder has the very weights with which it came, and the method pools nothing."""
+    encoder = method.encoder
+    came_with = encoder.weights and "pooler" not in method.parts
+    return bool(came_with) and digest_of_weights(encoder.backbone) == encoder.weights
 
 
 class ExportAtCheckpoints(Callback):
@@ -60,7 +71,7 @@ class ExportAtCheckpoints(Callback):
         if not self._due(state, event) or batch == self._exported_at:
             return
         self._exported_at = batch
-        if dist.get_global_rank() == 0:
+        if dist.get_global_rank() == 0 and not is_as_it_came(method_of(state)):
             folder = self._last.folder
             with averaged(state, "export"):
                 export_encoder(

@@ -71,6 +71,7 @@ class EndTable(Callback):
             "seconds": now.total_wct.total_seconds() if now.total_wct else 0.0,
             "losses": loss_ends(read_metrics(self.folder / "metrics.jsonl")),
             "run_folder": str(self.folder),
-            "encoder": str(self.encoder) if self.encoder else None,
+            "encoder": str(self.encoder) if self.encoder and self.encoder.is_dir() else None,
+            "features": method_of(state).encoder.description,
             "plots": str(plots) if plots.is_dir() else None,
         }

@@ -24,10 +24,17 @@ def build_model(config: RunConfig, vocab_size: int) -> Method:
     """The method around its networks; on the meta device if that is current.
 
     Raises:
-        ConfigError: If the context is longer than the language model's positions.
+        ConfigError: If the context is longer than the language model's positions, or the encoder takes images
+            of another size.
     """
-    networks: dict[str, Any] = {"encoder": registry.encoders.build(config.model.encoder.spec())}
-    width = embed_dim = networks["encoder"].width
+    encoder = registry.encoders.build(config.model.encoder.spec())
+    if encoder.image_size != config.data.image_size:
+        raise ConfigError(
+            f"data.image_size is {config.data.image_size}, but the encoder ({encoder.source}) takes "
+            f"{encoder.image_size} pixels; set it to that"
+        )
+    networks: dict[str, Any] = {"encoder": encoder}
+    width = embed_dim = encoder.width
     if config.model.language_model is not None:
         networks["language_model"] = _build_language_model(config, vocab_size)
         embed_dim = networks["language_model"].hidden_size

@@ -1,7 +1,9 @@
-"""Vision encoders: pixels to patch tokens, through timm or transformers by name."""
+"""Vision encoders: pixels to patch tokens, through timm by name, and what every encoder has."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -10,18 +12,45 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
+from lcl_composer.finite import check_finite
+from lcl_composer.models.weights import digest_of_weights, no_memory
+
+#: One value a channel of RGB pixels in 0..1.
+Channels = tuple[float, float, float]
+
+#: The norms that a transformer or a ConvNeXt may end in; a BatchNorm inside a block is none of them.
+_NORMS = ("layernorm", "rmsnorm", "groupnorm")
 
 
 class PixelNormalizer(nn.Module):
-    """uint8 pixels to zero mean and unit variance on the device; float pixels pass as already normalised."""
+    """uint8 pixels to zero mean and unit variance on the device; float pixels pass as already normalised.
+
+    Args:
+        mean: Of each channel, in 0..1.
+        std: The same.
+
+    Raises:
+        ConfigError: If these are not three numbers each, or a standard deviation is not above 0.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...] = OPENAI_CLIP_MEAN, std: tuple[float, ...] = OPENAI_CLIP_STD):
+    def __init__(self, mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD):
         super().__init__()
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise ConfigError(
+                f"model.encoder: pixels cannot be normalised by mean {list(mean)} and std {list(std)}; each "
+                "takes three numbers (RGB, pixels in 0..1), and std is above 0"
+            )
+        self.channels = (list(mean), list(std))
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def settings(self) -> dict[str, list[float]]:
+        """``mean`` and ``std`` as an encoder's settings."""
+        return dict(zip(("mean", "std"), self.channels, strict=True))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[I, 3, H, W] uint8 in 0..255 or normalised float -> [I, 3, H, W] float."""
@@ -33,19 +62,54 @@ class PixelNormalizer(nn.Module):
 class Encoder(nn.Module):
     """What the model asks of an encoder: ``width``, ``tokens_per_image``, ``image_size`` and a forward.
 
-    Subclasses build ``backbone`` and implement :meth:`tokens_of`.
+    Subclasses build ``backbone``, say its ``recipe`` and ``source``, and implement :meth:`tokens_of`.
+
+    Args:
+        image_size: Side of the square input in pixels.
+        mean: Of each channel of the pixels in 0..1, as the weights were trained on.
+        std: The same.
     """
 
     backbone: Any
     width: int
     tokens_per_image: int
+    #: ``{name: ..., **parameters}`` that builds the same architecture anywhere, without the weights.
+    recipe: dict[str, Any]
+    #: Where it came from, for people.
+    source: str
+    #: Digest of the weights that it came with; "": it started at random.
+    weights: str = ""
+    #: Whether the patch tokens are those after the last layer's norm.
+    final_norm: bool
+    #: How its own images are brought to size, where that is not how ours are.
+    own_resize: str = ""
     #: What ``timm.create_model`` made the backbone of; None: it is of another library.
     timm_args: dict[str, Any] | None = None
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(
+        self, image_size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
-        self.normalize = PixelNormalizer()
+        self.normalize = PixelNormalizer(mean or OPENAI_CLIP_MEAN, std or OPENAI_CLIP_STD)
         self.image_size = image_size
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What is read off which encoder, as JSON values: it stands in every result."""
+        mean, std = self.normalize.channels
+        norm = "after its final norm" if self.final_norm else "with no norm after it"
+        own = f" (its own: {self.own_resize})" if self.own_resize else ""
+        return {
+            "encoder": self.source,
+            "weights": self.weights or None,
+            "features": f"patch tokens of the last layer, {norm}, without a class token",
+            "tokens_per_image": self.tokens_per_image,
+            "width": self.width,
+            "image_size": self.image_size,
+            "resize": f"shortest side, bicubic, centre crop{own}",
+            "mean": mean,
+            "std": std,
+        }
 
     def tokens_of(self, backbone: Any, pixels: Tensor) -> Tensor:
         """Patch tokens of normalised pixels: [I, 3, H, W] -> [I, K, width]; no class or register tokens."""
@@ -72,12 +136,40 @@ class Encoder(nn.Module):
         never gets a gradient stops DDP.
         """
         twin.eval()  # in training BatchNorm refuses the one value that a small image leaves a channel
+        normed: list[Any] = []
+        for module in twin.modules():
+            if any(norm in type(module).__name__.lower() for norm in _NORMS):
+                module.register_forward_hook(lambda _module, _inputs, output: normed.append(output))
         with torch.device("meta"), torch.enable_grad():
             tokens = self.tokens_of(twin, torch.empty(1, 3, self.image_size, self.image_size))
             gradients = torch.autograd.grad(tokens.sum(), list(twin.parameters()), allow_unused=True)
         self.tokens_per_image, self.width = tokens.shape[1:]
+        self.final_norm = any(_same_memory(output, tokens) for output in normed)
         for parameter, gradient in zip(self.backbone.parameters(), gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
+
+    def came_with_weights(self, where: str) -> None:
+        """Note that the backbone's weights came from elsewhere.
+
+        Raises:
+            DataError: If one is not finite.
+        """
+        check_finite(where, self.backbone.state_dict(), "take other weights")
+        self.weights = digest_of_weights(self.backbone)
+
+
+def _same_memory(one: Any, other: Tensor) -> bool:
+    """Whether one is the other or a view of it."""
+    return isinstance(one, Tensor) and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def patch_tokens_of_timm(backbone: Any, pixels: Tensor) -> Tensor:
+    """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width] of any model of timm."""
+    features = backbone.forward_features(pixels)
+    if features.dim() == 4:  # a feature map: timm's ConvNets give [I, C, h, w], its Swins [I, h, w, C]
+        channels_first = features.shape[1] == backbone.num_features
+        return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
+    return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
 
 
 class TimmEncoder(Encoder):
@@ -89,6 +181,8 @@ class TimmEncoder(Encoder):
         pretrained: Load timm's weights (from its hub or the local cache) instead of a random start.
         gradient_checkpointing: Recompute activations in the backward.
         model_args: Further arguments of the timm model, such as ``{depth: 4, embed_dim: 128}``.
+        mean: What pixels are normalised by; null: as timm's weights if ``pretrained``, else as CLIP.
+        std: The same.
 
     Raises:
         ConfigError: If timm knows no such model or refuses an argument.
@@ -101,10 +195,16 @@ class TimmEncoder(Encoder):
         pretrained: bool = False,
         gradient_checkpointing: bool = False,
         model_args: dict[str, Any] | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
     ):
-        super().__init__(image_size)
-        wanted = pretrained and not torch.empty(0).is_meta  # no memory to put weights into
-        self.backbone, self.timm_args = _create_timm(model_name, image_size, wanted, model_args or {})
+        wanted = pretrained and not no_memory()
+        backbone, timm_args = _create_timm(model_name, image_size, wanted, model_args or {})
+        own: dict[str, Any] = backbone.pretrained_cfg if pretrained else {}
+        super().__init__(image_size, mean or own.get("mean"), std or own.get("std"))
+        self.backbone, self.timm_args, self.source = backbone, timm_args, f"timm's {model_name}"
+        sizes = {"model_name": model_name, "image_size": image_size, "model_args": model_args or {}}
+        self.recipe = {"name": "timm", **sizes, **self.normalize.settings}
         with torch.device("meta"):
             twin, _ = _create_timm(model_name, image_size, False, model_args or {})
         try:
@@ -114,16 +214,14 @@ class TimmEncoder(Encoder):
                 f"model.encoder: timm's {model_name!r} gives no patch tokens of {image_size} pixels "
                 f"({one_line(error)}); its own size is {twin.default_cfg['input_size'][-1]}"
             ) from error
+        if wanted:
+            self.came_with_weights(f"timm's weights of {model_name}")
         if gradient_checkpointing:
             self.backbone.set_grad_checkpointing(True)
 
     def tokens_of(self, backbone: Any, pixels: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width], in any layout of features."""
-        features = backbone.forward_features(pixels)
-        if features.dim() == 4:  # a feature map: timm's ConvNets give [I, C, h, w], its Swins [I, h, w, C]
-            channels_first = features.shape[1] == backbone.num_features
-            return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
-        return features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width]."""
+        return patch_tokens_of_timm(backbone, pixels)
 
     def check_class_token(self) -> None:
         """Raise ConfigError if the backbone has no class token."""
@@ -161,81 +259,3 @@ def _create_timm(
             return timm.create_model(pretrained=pretrained, **bare), bare  # a ConvNet takes any size
     except Exception as error:  # each architecture refuses in its own way
         raise ConfigError(f"model.encoder: timm could not build {model_name!r}: {one_line(error)}") from error
-
-
-class TransformersEncoder(Encoder):
-    """A vision transformer of transformers, from its config or from pretrained weights.
-
-    Args:
-        model_type: transformers' name of the architecture, such as ``siglip_vision_model`` or ``dinov2``.
-        image_size: Side of the square input in pixels.
-        pretrained: A hub name or a folder to take architecture and weights from; None starts at random.
-        gradient_checkpointing: Recompute activations in the backward.
-        model_args: Further fields of the architecture's config, such as ``{hidden_size: 768}``.
-
-    Raises:
-        ConfigError: If transformers knows no such architecture or field, or it has no patches.
-    """
-
-    def __init__(
-        self,
-        model_type: str,
-        image_size: int = 224,
-        pretrained: str | None = None,
-        gradient_checkpointing: bool = False,
-        model_args: dict[str, Any] | None = None,
-    ):
-        from transformers import AutoModel
-
-        super().__init__(image_size)
-        config = _transformers_config(model_type, image_size, pretrained, model_args or {})
-        build = AutoModel.from_config
-        try:
-            self.backbone = (
-                AutoModel.from_pretrained(pretrained, config=config) if pretrained else build(config)
-            )
-            with torch.device("meta"):
-                self._inspect(build(config))
-        except Exception as error:  # each architecture refuses in its own way
-            raise ConfigError(
-                f"model.encoder: transformers cannot build {config.model_type!r}: {one_line(error)}"
-            ) from error
-        if gradient_checkpointing:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def tokens_of(self, backbone: Any, pixels: Tensor) -> Tensor:
-        """Normalised pixels [I, 3, H, W] -> patch tokens [I, K, width], which are the last ones."""
-        count = (self.image_size // backbone.config.patch_size) ** 2
-        return backbone(pixel_values=pixels).last_hidden_state[:, -count:]
-
-
-def _transformers_config(
-    model_type: str, image_size: int, pretrained: str | None, model_args: dict[str, Any]
-) -> Any:
-    """The config of a vision transformer; see :class:`TransformersEncoder` for the errors."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(pretrained) if pretrained else AutoConfig.for_model(model_type)
-    except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"model.encoder: transformers cannot build {model_type!r}: {one_line(error)}"
-        ) from error
-    known = config.to_dict()
-    if not isinstance(known.get("patch_size"), int):
-        raise ConfigError(
-            f"model.encoder: {config.model_type!r} is no vision transformer with patches; try dinov2, or timm"
-        )
-    if unknown := sorted(set(model_args) - set(known)):
-        raise ConfigError(
-            f"model.encoder.model_args: {config.model_type} has no field {unknown[0]!r}; "
-            + did_you_mean(unknown[0], known)
-        )
-    if not pretrained:
-        return AutoConfig.for_model(model_type, **{"image_size": image_size, **model_args})
-    config.update(model_args)
-    if config.image_size != image_size:
-        raise ConfigError(
-            f"model.encoder.image_size is {image_size}, but {pretrained!r} takes {config.image_size}"
-        )
-    return config

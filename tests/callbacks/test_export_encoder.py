@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from lcl_composer.algorithms.ema import EMA
-from lcl_composer.callbacks.export_encoder import ExportEncoder
+from lcl_composer.callbacks.export_encoder import ExportEncoder, is_as_it_came
 from lcl_composer.config import RunConfig
-from lcl_composer.export import load_encoder
+from lcl_composer.export import export_encoder, load_encoder
 from lcl_composer.methods.build import build_model
 from lcl_composer.registry import callbacks
 from tests import runs
@@ -56,3 +56,17 @@ def test_the_average_is_exported_where_ema_says_so(tmp_path: Path) -> None:
     assert torch.equal(exported(tmp_path / "encoder"), average)
     assert torch.equal(exported(tmp_path / "encoder-ba3"), average)
     assert not torch.equal(average, trained)
+
+
+def test_what_came_from_elsewhere_and_was_not_trained_is_not_written_again(tmp_path: Path) -> None:
+    values = runs.settings(Path("data"), method={"name": "clip"})
+    values["model"]["pooler"] = None
+    scratch = build_model(config := RunConfig(**values), TOKENIZER.vocab_size)
+    assert not is_as_it_came(scratch)
+    export_encoder(scratch, config, tmp_path / "first")
+    values["model"]["encoder"] = {"name": "exported", "folder": str(tmp_path / "first")}
+    model = build_model(RunConfig(**values), TOKENIZER.vocab_size)
+    assert is_as_it_came(model)
+    with torch.no_grad():
+        model.encoder.backbone.pos_embed[0, 0, 0] += 1e-6
+    assert not is_as_it_came(model)

@@ -118,6 +118,8 @@ def test_a_run_ends_with_the_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert summary["retrieval"]["candidates"] == 10
     assert summary["losses"]["contrastive"]["start"] > 0
     assert summary["batches"] == 6
+    assert summary["features"] == {"encoder": "a fake"}
+    assert summary["encoder"] is None  # none was exported
     printed = capsys.readouterr().out
     assert "Text to image R@1" in printed
     assert "Linear probe accuracy" in printed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ PATCH, WIDTH, LATENT, HEADS, VOCAB = 8, 12, 8, 2, 16
 
 class FakeEncoder(nn.Module):
     image_size = SIDE
+    description: ClassVar = {"encoder": "a fake"}
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,37 +1,21 @@
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from lcl_composer.errors import ConfigError
-from lcl_composer.models.encoder import Encoder, PixelNormalizer, TimmEncoder, TransformersEncoder
+from lcl_composer.models.encoder import PixelNormalizer, TimmEncoder
+from lcl_composer.registry import encoders
+from tests.models.images import check, pixels
 from tests.models.tiny import tiny_encoder
 
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
-HUGGING_FACE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
-
-
-def pixels(count: int, size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
-
-
-def check(encoder: Encoder, size: int, tokens: int, width: int) -> None:
-    """Shapes as announced, every image by itself, and a gradient for all that is trained."""
-    assert (encoder.tokens_per_image, encoder.width, encoder.image_size) == (tokens, width, size)
-    output = encoder.train()(pixels(3, size))
-    assert output.shape == (3, tokens, width)
-    output.square().sum().backward()
-    wrong = [n for n, p in encoder.named_parameters() if p.requires_grad != (p.grad is not None)]
-    assert not wrong
-    with torch.no_grad():
-        alone = encoder.eval()(pixels(3, size)[1:2])
-        torch.testing.assert_close(alone, encoder(pixels(3, size))[1:2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +35,6 @@ def check(encoder: Encoder, size: int, tokens: int, width: int) -> None:
 )
 def test_timm(name: str, size: int, model_args: dict[str, Any], tokens: int, width: int):
     check(TimmEncoder(name, size, model_args=model_args), size, tokens, width)
-
-
-@pytest.mark.parametrize("model_type", ["siglip_vision_model", "clip_vision_model", "dinov2", "vit"])
-def test_transformers(model_type: str):
-    args = {**HUGGING_FACE} if model_type == "dinov2" else {**HUGGING_FACE, "intermediate_size": 48}
-    check(TransformersEncoder(model_type, 32, model_args=args), 32, 16, 24)
 
 
 def test_feature_maps_keep_the_order_of_patches():
@@ -108,16 +86,6 @@ def test_gradient_checkpointing_changes_no_gradient(checkpointing: bool):
     torch.testing.assert_close(gradient, plain.backbone.blocks[0].attn.qkv.weight.grad)
 
 
-def test_transformers_pretrained_folder(tmp_path: Path):
-    built = TransformersEncoder("dinov2", 32, model_args=HUGGING_FACE).eval()
-    built.backbone.save_pretrained(tmp_path)
-    loaded = TransformersEncoder("dinov2", 32, pretrained=str(tmp_path)).eval()
-    with torch.no_grad():
-        assert torch.equal(loaded(pixels(2, 32)), built(pixels(2, 32)))
-    with pytest.raises(ConfigError, match=r"image_size is 48, but .* takes 32"):
-        TransformersEncoder("dinov2", 48, pretrained=str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("name", "model_args", "message"),
     [
@@ -134,14 +102,49 @@ def test_timm_errors(name: str, model_args: dict[str, Any], message: str):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "model_args", "message"),
+    ("name", "size", "model_args", "final_norm"),
     [
-        ("vitt", {}, "cannot build 'vitt'"),
-        ("vit", {"hiden_size": 24}, "vit has no field 'hiden_size'; did you mean 'hidden_size'"),
-        ("resnet", {}, "'resnet' is no vision transformer"),
-        ("swin", {}, "cannot build 'swin'"),
+        ("vit_base_patch32_clip_224", 32, VIT, True),
+        ("vit_base_patch32_clip_224", 32, {**VIT, "final_norm": False}, False),
+        ("swin_tiny_patch4_window7_224", 64, SWIN, True),
+        ("convnext_atto", 64, {}, False),  # its norm stands behind the pooling
+        ("resnet18", 64, {}, False),
     ],
 )
-def test_transformers_errors(model_type: str, model_args: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
-        TransformersEncoder(model_type, 32, model_args=model_args)
+def test_the_description_says_where_features_are_read(
+    name: str, size: int, model_args: Any, final_norm: bool
+):
+    encoder = TimmEncoder(name, size, model_args=model_args, mean=(0.5, 0.5, 0.5))
+    assert encoder.final_norm == final_norm
+    about = encoder.description
+    assert ("after its final norm" in about["features"]) == final_norm
+    assert (about["width"], about["image_size"], about["weights"]) == (encoder.width, size, None)
+    assert (about["mean"], about["std"]) == ([0.5] * 3, list(OPENAI_CLIP_STD))
+    assert json.loads(json.dumps(about)) == about
+
+
+def test_its_own_normalisation_is_in_its_recipe():
+    grey = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    encoder = TimmEncoder("vit_base_patch32_clip_224", 16, model_args=VIT, **grey)
+    torch.testing.assert_close(encoder.normalize(pixels(1, 16)), pixels(1, 16) / 127.5 - 1)
+    again = encoders.build(encoder.recipe)
+    again.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(pixels(2, 16)), encoder.eval()(pixels(2, 16)))
+    with pytest.raises(
+        ConfigError, match=r"cannot be normalised by .*std \[0.5, 0.0, 0.5\]; each takes three"
+    ):
+        TimmEncoder("vit_base_patch32_clip_224", 16, model_args=VIT, std=(0.5, 0.0, 0.5))
+
+
+def test_pretrained_weights_bring_their_normalisation_and_are_recognised(monkeypatch: pytest.MonkeyPatch):
+    """SigLIP's pixels are not CLIP's. No hub is asked: the weights are random ones under timm's name."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda pretrained, **args: create(**args))
+    torch.manual_seed(0)
+    one, other = (TimmEncoder("vit_base_patch16_siglip_224", 32, True, model_args=VIT) for _ in range(2))
+    assert one.recipe["mean"] == [0.5, 0.5, 0.5]
+    assert len(one.weights) == 64
+    assert one.weights != other.weights
+    with torch.device("meta"):
+        assert not TimmEncoder("vit_base_patch16_siglip_224", 32, True, model_args=VIT).weights

@@ -1,0 +1,120 @@
+"""Encoders that this project exported: ``config.json``, ``model.safetensors``, and the pooler's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lcl_composer.errors import ConfigError, DataError, one_line
+from lcl_composer.finite import check_finite
+from lcl_composer.models.weights import no_memory
+from lcl_composer.registry import encoders, poolers
+
+if TYPE_CHECKING:
+    from lcl_composer.models.encoder import Encoder
+    from lcl_composer.models.pooler import AttentivePooler
+
+CONFIG_FILE, ENCODER_FILE, POOLER_FILE = "config.json", "model.safetensors", "pooler.safetensors"
+
+
+def exported_encoder(folder: str, gradient_checkpointing: bool = False) -> Encoder:
+    """The encoder of a folder that a run or ``lcl export`` wrote, with its own size and normalisation.
+
+    Args:
+        folder: Such as ``runs/NAME/encoder``.
+        gradient_checkpointing: Recompute activations in the backward.
+
+    Raises:
+        DataError: If a file is missing, damaged, not finite, or does not fit the architecture in
+            ``config.json``.
+    """
+    build = untrained_encoder if no_memory() else load_encoder
+    encoder, _ = build(folder, gradient_checkpointing)
+    encoder.source = f"the exported {folder} ({encoder.source})"
+    return encoder.train()
+
+
+def load_encoder(
+    folder: str | Path, gradient_checkpointing: bool = False
+) -> tuple[Encoder, AttentivePooler | None]:
+    """Read an exported encoder: ``encoder(pixel_values)`` gives patch tokens, ``pooler(tokens)`` the latent.
+
+    Both are in eval mode; the pooler is None where the method had none.
+
+    Raises:
+        DataError: If a file is missing, damaged, not finite, or does not fit the architecture in
+            ``config.json``.
+    """
+    folder = Path(folder)
+    encoder, pooler = untrained_encoder(folder, gradient_checkpointing)
+    try:
+        encoder.backbone.load_state_dict(load_file(folder / ENCODER_FILE))
+        if pooler is not None:
+            pooler.load_state_dict(load_file(folder / POOLER_FILE))
+    except (SafetensorError, RuntimeError) as error:
+        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
+    check_finite(f"encoder {folder}", image_side_weights(encoder, pooler))
+    encoder.came_with_weights(f"encoder {folder}")
+    return encoder, pooler
+
+
+def image_side_weights(encoder: Encoder, pooler: AttentivePooler | None) -> dict[str, Tensor]:
+    """The tensors of both by name."""
+    return encoder.state_dict() | (pooler.state_dict() if pooler is not None else {})
+
+
+def untrained_encoder(
+    folder: str | Path, gradient_checkpointing: bool = False
+) -> tuple[Encoder, AttentivePooler | None]:
+    """The architecture of an exported encoder with random weights, in eval mode, to compare with.
+
+    Raises:
+        DataError: If a file is missing, or ``config.json`` is damaged.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / CONFIG_FILE).read_text())
+        for name in (ENCODER_FILE, *([POOLER_FILE] if "pooler" in description else [])):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder}: not an exported encoder, {name} is missing")
+        encoder = _build(description, gradient_checkpointing)
+        sizes = {key: description[key] for key in ("width", "embed_dim") if key in description}
+        pooler = poolers.build(description["pooler"], **sizes) if "pooler" in description else None
+    except OSError as error:
+        raise DataError(_missing(folder)) from error
+    except (LookupError, ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
+    return encoder.eval(), pooler.eval() if pooler is not None else None
+
+
+def _build(description: dict[str, Any], gradient_checkpointing: bool) -> Encoder:
+    """Build what ``config.json`` describes.
+
+    Raises:
+        ValueError: If what is built does not give the tokens that it describes.
+    """
+    normalisation = {key: description[key] for key in ("mean", "std")}
+    recipe = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
+    runs_as = {**normalisation, "gradient_checkpointing": gradient_checkpointing}
+    encoder = encoders.build({**recipe, **runs_as})
+    described = (description["tokens_per_image"], description["width"])
+    if (encoder.tokens_per_image, encoder.width) != described:
+        raise ValueError(
+            f"gives {encoder.tokens_per_image} tokens of {encoder.width}, {CONFIG_FILE} says "
+            f"{described[0]} of {described[1]}"
+        )
+    return encoder
+
+
+def _missing(folder: Path) -> str:
+    """That there is no encoder in a folder, and where there is one."""
+    if not folder.is_dir():
+        return f"{folder}: no such folder; an exported encoder is one such as runs/NAME/encoder"
+    near = folder / "encoder"
+    hint = f"; did you mean {near}?" if (near / CONFIG_FILE).is_file() else ""
+    return f"{folder}: not an exported encoder, {CONFIG_FILE} is missing{hint}"
