@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
+from lcl_composer.config import RunConfig
 from lcl_composer.config.diagnose import COMPONENTS as ALL_COMPONENTS
 from lcl_composer.config.diagnose import TABLES
+from lcl_composer.export import export_encoder
+from lcl_composer.methods.build import build_model
 from lcl_composer.registry import REGISTRIES, Registry
 from tests import runs
 from tests.evaluation.folders import write_folder
@@ -32,6 +35,11 @@ NEEDED: dict[str, Any] = {
     "clipping_type": "norm",
     "documents": 34,
     "end": 0.2,
+    "folder": "exported",
+    "model": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+    },
     "contrastive_weight.start": 0.1,
     "image_resolution.start": 8,
     "model_type": "dinov2",
@@ -88,11 +96,18 @@ def _of_round(names: list[str], number: int) -> list[str]:
     return names[number::ROUNDS] or [names[number % len(names)]]
 
 
+def _encoder_of_round(number: int) -> str:
+    """timm where an algorithm needs it, else the next of the others."""
+    bound = [bool(TIMM_ONLY & set(_of_round(_NAMES["algorithms",], r))) for r in range(ROUNDS)]
+    others = [name for name in _NAMES["model", "encoder"] if name != "timm"]
+    return "timm" if bound[number] else others[bound[:number].count(False) % len(others)]
+
+
 def experiment(number: int, data: Path) -> dict[str, Any]:
     """The settings of a round: of each kind the next name, of tables every ROUNDS-th one."""
     values = runs.settings(data, max_duration="4ba", save_interval="1ba", eval_interval="2ba")
     values["data"]["eval"] = {"local": str(data / "held_out"), "num_workers": 0}
-    for key, table in (TABLES | COMPONENTS).items():  # algorithms before the encoder
+    for key, table in (TABLES | COMPONENTS).items():
         names = _NAMES[key]
         section = values
         for part in key[:-1]:
@@ -100,9 +115,7 @@ def experiment(number: int, data: Path) -> dict[str, Any]:
         if key in TABLES:
             section[key[-1]] = {name: spec(table, name) for name in _of_round(names, number)}
             continue
-        name = names[number % len(names)]
-        if key == ("model", "encoder") and TIMM_ONLY & set(values["algorithms"]):
-            name = "timm"
+        name = _encoder_of_round(number) if key == ("model", "encoder") else names[number % len(names)]
         if section.get(key[-1], {}).get("name") != name:
             section[key[-1]] = {"name": name, **spec(table, name)}
     if values["tokenizer"]["name"] == "bpe":
@@ -159,6 +172,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part, seed in (("train", 0), ("val", 1)):
         write_folder(folder / "probe" / part, 3, seed=seed)
     save_tokenizer(folder / "tokenizer", list(runs.WORDS), eos_token=END)
+    config = RunConfig(**runs.settings(folder))
+    export_encoder(build_model(config, 300), config, folder / "exported")
     return folder
 
 
@@ -166,7 +181,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_batches_kill_and_relaunch(data: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks/kill.py").write_text(KILL)
-    (tmp_path / "probe").symlink_to(data / "probe")
+    for name in ("probe", "exported"):
+        (tmp_path / name).symlink_to(data / name)
     values = experiment(number, data)
     yaml = runs.write_yaml(tmp_path, values)
     killed = launch(tmp_path, yaml, ["callbacks.kill={}"])
