@@ -16,11 +16,10 @@ from lcl_composer.models.multimodal_decoder import MultimodalDecoder
 class Generation:
     """Cross-entropy of the token that a position predicts, over the targets of the global batch.
 
-    Norm and head are modules of the method itself, ``generation_norm`` and ``generation_head``, in every
-    checkpoint.
+    Norm and head are modules of the owner, ``generation_norm`` and ``generation_head``, in every checkpoint.
 
     Args:
-        owner: The method.
+        owner: The method, or the part of it that they are to be frozen with.
         language_model: Its hidden size is E; where its output is normalised already, the norm does nothing,
             and where it is pretrained, the head starts from its output layer.
         vocab_size: Rows V of the head.
@@ -51,6 +50,10 @@ class Generation:
     def normalise(self, outputs: Tensor) -> Tensor:
         """The language model's outputs [N, E] after the norm."""
         return self._owner.generation_norm(outputs)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Logits [..., V] of the language model's outputs [..., E]."""
+        return self._owner.generation_head(self.normalise(outputs))
 
     def outputs(self, batch: PackedBatch, outputs_TE: Tensor) -> Outputs:
         """What the loss reads of the language model's outputs [T, E].

@@ -64,10 +64,11 @@ def language_model_flops(language_model: TransformersLM, lengths: Sequence[int],
         lengths: Tokens of each document.
         causal: Attention is causal.
     """
-    config: Any = language_model.backbone.config
-    tables = (m.weight for m in language_model.modules() if isinstance(m, nn.Embedding))
+    backbone: Any = language_model.backbone  # without a head that a method put beside it
+    config = backbone.config
+    tables = (m.weight for m in backbone.modules() if isinstance(m, nn.Embedding))
     embeddings = {id(weight) for weight in tables}
-    parameters = [p for p in language_model.parameters() if p.dim() == 2 and id(p) not in embeddings]
+    parameters = [p for p in backbone.parameters() if p.dim() == 2 and id(p) not in embeddings]
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     pairs = sum(length * (length + 1) // 2 if causal else length**2 for length in lengths)

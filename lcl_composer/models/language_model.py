@@ -92,9 +92,14 @@ class TransformersLM(nn.Module):
         weight, self._output_embedding = self._output_embedding, None
         return weight
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings: [T] int64 -> [T, E]."""
-        return self.backbone.get_input_embeddings()(tokens)
+    def embed(
+        self, tokens: Tensor, image_tokens: Tensor | None = None, slots: Tensor | None = None
+    ) -> Tensor:
+        """Token embeddings, [T] int64 -> [T, E], with image tokens [S, E] at the positions ``slots`` [S]."""
+        embeddings_TE = self.backbone.get_input_embeddings()(tokens)
+        if image_tokens is None or slots is None:
+            return embeddings_TE
+        return embeddings_TE.index_copy(0, slots, image_tokens.to(embeddings_TE.dtype))
 
     def insert_before(self, blocks: Mapping[int, nn.Module]) -> None:
         """Put blocks between the layers; they stay modules of their owner, and names of weights as they were.
@@ -132,10 +137,7 @@ class TransformersLM(nn.Module):
         lengths = [n for n in batch["lengths"] if n]
         if not lengths:
             tokens, positions, lengths = tokens.new_zeros(1), positions.new_zeros(1), [1]
-        embeddings_TE = self.embed(tokens)
-        if image_tokens is not None and slots is not None:
-            embeddings_TE = embeddings_TE.index_copy(0, slots, image_tokens.to(embeddings_TE.dtype))
-        return self(embeddings_TE, positions, lengths, images, causal)
+        return self(self.embed(tokens, image_tokens, slots), positions, lengths, images, causal)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
 from lcl_composer.methods.blip2 import BLIP2
+from lcl_composer.methods.caption import Caption
 from lcl_composer.methods.clip import CLIP
 from lcl_composer.methods.coca import CoCa
 from lcl_composer.methods.emu import Emu
@@ -59,6 +60,7 @@ PAIR_BATCHES = {
 }
 PAIR_METHODS = {
     "blip2": partial(BLIP2, num_queries=3, query_layers=1, query_heads=2),
+    "caption": Caption,
     "clip": CLIP,
     "coca": partial(CoCa, num_queries=3),
 }
