@@ -121,7 +121,8 @@ def region_of(tag: str, attributes: dict[str, str | None], node: LexborNode, pla
 
 
 def _hidden(attributes: dict[str, str | None]) -> Region | None:
-    if "hidden" in attributes or _HIDDEN_STYLE.search(attributes.get("style") or ""):
+    style = attributes.get("style")
+    if "hidden" in attributes or (style and _HIDDEN_STYLE.search(style)):
         return Region("hidden", Proof.LANDMARK)
     if attributes.get("aria-hidden") == "true":  # pictures in it are seen all the same
         return Region("hidden", Proof.LANDMARK, images_stay=True)

@@ -56,36 +56,44 @@ class WebPage:
 
     def content(self) -> Iterator[TextRun | ImageReference | Cut]:
         """Yield texts and images in reading order, and what is left out between them."""
-        run = _Run()
-        for token, words, cut in self._judged():
-            if cut is not None and isinstance(token, ImageReference):
-                yield Cut(cut, image=token.label)
-            elif cut is not None and words:
-                yield Cut(cut, words)
-            elif isinstance(token, str):
-                if cut is None:
-                    run.pieces.append(token)
-            else:
-                yield from run.end(token)
-                if isinstance(token, ImageReference):
-                    yield token
-        yield from run.end(Edge())
-
-    def _judged(self) -> Iterator[tuple[str | ImageReference | Edge, int, str | None]]:
-        """Yield each token, the words in it, and why it is left out, if it is."""
         page = self._tokens
-        waiting = iter(no_content(page.regions, page.page()))
-        following = next(waiting, None)
-        around: list[Region] = []
-        for index, (token, words) in enumerate(zip(page.row, page.words, strict=True)):
-            while around and around[-1].end <= index:
-                around.pop()
-            while following is not None and following.start <= index:
-                if following.end > index:
-                    around.append(following)
-                following = next(waiting, None)
+        regions = no_content(page.regions, page.page())
+        text_cuts = _cuts(regions, len(page.row))
+        image_cuts = _cuts([region for region in regions if not region.images_stay], len(page.row))
+        run = _Run()
+        for token, words, text_cut, image_cut in zip(
+            page.row, page.words, text_cuts, image_cuts, strict=True
+        ):
+            if isinstance(token, str):
+                if text_cut is None:
+                    run.pieces.append(token)
+                elif words:
+                    yield Cut(text_cut, words)
+                continue
             is_image = isinstance(token, ImageReference)
-            yield token, words, next((r.reason for r in around if not (is_image and r.images_stay)), None)
+            if is_image and image_cut is not None:
+                yield Cut(image_cut, image=token.label)
+                continue
+            if (text := run.end(token)) is not None:
+                yield text
+            if is_image:
+                yield token
+        if (text := run.end(Edge())) is not None:
+            yield text
+
+
+def _cuts(regions: list[Region], tokens: int) -> list[str | None]:
+    """Return for each of a page's tokens the reason of the outermost region around it.
+
+    Regions come in the order in which they begin and lie whole in one another or apart: what an earlier one
+    covers is passed over, so that pages of thousands of nested ones take no longer.
+    """
+    reasons: list[str | None] = [None] * tokens
+    covered = 0
+    for region in regions:
+        first, covered = max(covered, region.start), max(covered, region.end)
+        reasons[first:covered] = [region.reason] * (covered - first)
+    return reasons
 
 
 class _Run:
@@ -96,15 +104,16 @@ class _Run:
         self._joint = "\n\n"
         self._heading = False
 
-    def end(self, token: Edge | ImageReference) -> Iterator[TextRun]:
-        """Yield the text that ends where ``token`` stands, if there is any."""
-        whole = "".join(self.pieces)
+    def end(self, token: Edge | ImageReference) -> TextRun | None:
+        """Return the text that ends where ``token`` stands, if there is any."""
+        found, whole = None, "".join(self.pieces)
         self.pieces.clear()
         if text := one_line(whole):
             joint = " " if not self._joint and whole[0].isspace() else self._joint
-            yield TextRun(text, joint, self._heading)
+            found = TextRun(text, joint, self._heading)
             self._joint = " " if whole[-1].isspace() else ""
         elif whole and not self._joint:
             self._joint = " "
         if isinstance(token, Edge):
             self._joint, self._heading = "\n\n", token.heading
+        return found
