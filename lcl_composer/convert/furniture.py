@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
+from typing import NamedTuple
 
 from selectolax.lexbor import LexborNode
 
@@ -22,6 +23,12 @@ _NEARLY_ALL = 0.8
 # fmt: off
 _CONTROLS = frozenset({"button", "input", "select", "textarea", "datalist", "meter", "progress"})
 _LANDMARK_ROLES = frozenset({"navigation", "menu", "menubar", "search", "toolbar", "dialog", "alertdialog"})
+#: Elements that may be no content by their own name, and attributes by which any may be.
+_TELLING = frozenset({
+    *_CONTROLS, "aside", "dialog", "footer", "header", "math", "menu", "nav", "noscript", "pre", "rp", "rt",
+    "rtc", "search", "svg",
+})
+_TELLING_ATTRIBUTES = frozenset({"aria-hidden", "class", "hidden", "id", "role", "style"})
 _CODE_NAMES = re.compile(r"highlight|code|listing|program|screen|syntax|fragment|language-|brush|console")
 _NAMED_BLOCKS = frozenset({
     "address", "aside", "center", "div", "dl", "li", "ol", "p", "section", "table", "td", "ul",
@@ -88,8 +95,7 @@ class Region:
     images_stay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """What an element stands in.
 
     Attributes:
@@ -101,6 +107,11 @@ class Place:
     in_main: bool
     in_section: bool
     in_quote: bool
+
+
+def may_be_region(tag: str, attributes: dict[str, str | None]) -> bool:
+    """Say whether :func:`region_of` has to look at an element; it need not at most."""
+    return tag in _TELLING or not _TELLING_ATTRIBUTES.isdisjoint(attributes)
 
 
 def region_of(tag: str, attributes: dict[str, str | None], node: LexborNode, place: Place) -> Region | None:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from lcl_composer.convert.furniture import Page, Place, Proof, Region, region_of
+from lcl_composer.convert.furniture import Page, Place, Proof, Region, may_be_region, region_of
 from lcl_composer.convert.page_images import IMAGE_TAGS, ImageReference, image_reference, without_copy
 from lcl_composer.data.words import count_words
 
@@ -156,8 +156,10 @@ class PageTokens:
         if not attributes and tag in _PLAIN:
             return leave
         inside = self._inside
-        place = Place(inside["main"] > 0, inside["section"] > 0, inside["quote"] > 0)
-        region = None if inside["pre"] else region_of(tag, attributes, node, place)
+        region = None
+        if may_be_region(tag, attributes) and not inside["pre"]:
+            place = Place(inside["main"] > 0, inside["section"] > 0, inside["quote"] > 0)
+            region = region_of(tag, attributes, node, place)
         if region is not None:
             region.start = len(self.row)
             self.regions.append(region)
