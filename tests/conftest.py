@@ -13,7 +13,7 @@ import pytest
 from streaming.base.shared.memory import SharedMemory
 
 # Ranks, jobs and converters' workers fork from one process that has imported what takes them seconds each.
-multiprocessing.set_forkserver_preload(["lcl_composer.train"])
+multiprocessing.set_forkserver_preload(["tests.preloaded"])
 forkserver.ensure_running()
 
 _made: list[SharedMemory] = []
