@@ -17,7 +17,9 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ class Job:
         world = {
             "WORLD_SIZE": str(self.ranks),
             "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(free_port()),
         }
         self.processes: list[BaseProcess] = []
         for node in range(nodes):
@@ -219,8 +221,24 @@ def _node(experiment: Path, settings: list[str], place: Path, world: dict[str, s
         os.environ["TMPDIR"] = str(place)
         tempfile.tempdir = None
     _note_downloads(place / "downloads.txt")
+    launch_ranks(world, partial(_train, experiment, settings))
+
+
+def _train(experiment: Path, settings: list[str]) -> None:
+    from lcl_composer.train import train
+
+    train(experiment, settings)
+
+
+def launch_ranks(world: dict[str, str], work: Callable[[], None]) -> None:
+    """Do as Composer's launcher does: start this node's ranks, and end them all with the first that fails.
+
+    Args:
+        world: The launcher's environment variables; those of a rank are added.
+        work: What each rank does.
+    """
     os.environ.update(world, MASTER_ADDR="127.0.0.1", PYTHONUNBUFFERED="1")
-    children = [_fork_rank(experiment, settings, rank) for rank in range(int(world["LOCAL_WORLD_SIZE"]))]
+    children = [_fork_rank(work, rank) for rank in range(int(world["LOCAL_WORLD_SIZE"]))]
     codes = []
     while len(codes) < len(children) and not any(codes):
         codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
@@ -228,7 +246,7 @@ def _node(experiment: Path, settings: list[str], place: Path, world: dict[str, s
         os.killpg(0, signal.SIGKILL)
 
 
-def _fork_rank(experiment: Path, settings: list[str], local_rank: int) -> int:
+def _fork_rank(work: Callable[[], None], local_rank: int) -> int:
     child = os.fork()
     if child:
         return child
@@ -238,17 +256,17 @@ def _fork_rank(experiment: Path, settings: list[str], local_rank: int) -> int:
 
         import torch
 
-        from lcl_composer.train import train
-
         # A rank of its own launcher has a tracker of its own, which dies with it.
         tracker: Any = resource_tracker._resource_tracker  # pyright: ignore[reportAttributeAccessIssue]
         tracker._fd = tracker._pid = None
         ranks, node = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["NODE_RANK"])
         os.environ.update(RANK=str(node * ranks + local_rank), LOCAL_RANK=str(local_rank))
         torch.set_num_threads(1)
-        train(experiment, settings)
+        work()
         torch.distributed.destroy_process_group()
         code = 0
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
     except BaseException:
         import traceback
 
@@ -289,7 +307,8 @@ def _note_downloads(path: Path) -> None:
     LocalDownloader._download_file_impl = note
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -19,6 +19,12 @@ forkserver.ensure_running()
 _made: list[SharedMemory] = []
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of every collection of garbage, or one takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
 class _Tracked:
     """``SharedMemory.__init__`` that also takes down what it makes."""
 

@@ -5,6 +5,7 @@ Without it each rank takes nine seconds to begin. What is new in the package is 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 
@@ -22,3 +23,4 @@ import lcl_composer
 for found in pkgutil.walk_packages(lcl_composer.__path__, "lcl_composer."):
     if not found.name.endswith("_triton"):
         importlib.import_module(found.name)
+gc.freeze()  # as conftest.py does; and what no collection visits stays shared with the server

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.data.writer import DocumentWriter
+from tests.forked import Forked, ranks_of, script
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("red", "green", "blue", "round", "square", "large", "small", "left", "right", "above", "below")
@@ -95,35 +96,29 @@ def write_data(folder: Path, documents: list[Document]) -> Path:
     return folder
 
 
-def launch(folder: Path, path: Path, ranks: int, *overrides: str) -> subprocess.Popen[str]:
-    """Start ``composer -n RANKS train.py`` in ``folder``; stdout and stderr in one pipe."""
-    launcher = Path(sys.executable).parent / "composer"
-    command = [str(launcher), "-n", str(ranks), str(ROOT / "train.py"), str(path), *overrides]
-    return _start(command, folder)
+def launch(folder: Path, path: Path, ranks: int, *overrides: str) -> Forked:
+    """Train in ``folder`` as ``composer -n RANKS train.py`` does; without importing anything."""
+    return Forked(folder, ranks_of, ranks, ROOT / "train.py", str(path), *overrides)
 
 
-def run_alone(folder: Path, path: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start ``python train.py`` without the launcher."""
-    return _start([sys.executable, str(ROOT / "train.py"), str(path), *overrides], folder)
+def run_alone(folder: Path, path: Path, *overrides: str) -> Forked:
+    """Train in ``folder`` as ``python train.py`` does."""
+    return Forked(folder, script, ROOT / "train.py", str(path), *overrides)
 
 
-def _start(command: list[str], folder: Path) -> subprocess.Popen[str]:
+def from_the_shell(folder: Path, *command: str) -> tuple[int, str]:
+    """Exit code and output of ``python COMMAND``; it imports everything anew, in every rank."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command,
+    done = subprocess.run(
+        [sys.executable, *command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        timeout=250,
     )
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 180) -> tuple[int, str]:
-    """Exit code and output."""
-    output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
+    return done.returncode, done.stdout
 
 
 def read_metrics(folder: Path, name: str = "tiny") -> dict[int, dict[str, float]]:

@@ -1,20 +1,19 @@
-"""Runs through Composer's launcher: two ranks, kill -9 and relaunch, errors as a user sees them."""
+"""Runs as from a shell: two ranks, kill -9 and relaunch, errors as a user sees them."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from lcl_composer.checkpoint import read_model_state
 from lcl_composer.data.shared_memory import clean_shared_memory
 from tests import runs
+from tests.forked import Forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.world_size(2)]
 
@@ -49,16 +48,20 @@ def _clean() -> Iterator[None]:
     clean_shared_memory()
 
 
-def launch(folder: Path, data: Path, ranks: int, *overrides: str) -> subprocess.Popen[str]:
-    path = runs.write_yaml(folder, runs.settings(data, save_interval="3ba"))
-    return runs.launch(folder, path, ranks, *overrides)
+def experiment(folder: Path, data: Path) -> Path:
+    return runs.write_yaml(folder, runs.settings(data, save_interval="3ba"))
+
+
+def launch(folder: Path, data: Path, ranks: int, *overrides: str) -> Forked:
+    return runs.launch(folder, experiment(folder, data), ranks, *overrides)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 20 batches on two ranks."""
+    """The folder of a run of 20 batches on two ranks, by Composer's launcher; the others are held to it."""
     folder = tmp_path_factory.mktemp("two")
-    code, output = runs.finish(launch(folder, data, 2))
+    launcher = [str(Path(sys.executable).parent / "composer"), "-n", "2", str(runs.ROOT / "train.py")]
+    code, output = runs.from_the_shell(folder, *launcher, str(experiment(folder, data)))
     assert code == 0, output
     return folder
 
@@ -69,7 +72,7 @@ def latest(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_two_ranks_train_as_one(two_ranks: Path, data: Path, tmp_path: Path):
     """Equal global batches, equal losses, equal weights up to rounding."""
-    code, output = runs.finish(launch(tmp_path, data, 1))
+    code, output = launch(tmp_path, data, 1).finish()
     assert code == 0, output
     one, two = runs.read_metrics(tmp_path), runs.read_metrics(two_ranks)
     assert list(one) == list(two) == list(range(1, 21))
@@ -82,18 +85,9 @@ def test_two_ranks_train_as_one(two_ranks: Path, data: Path, tmp_path: Path):
         )
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the launcher and all its ranks and workers."""
-    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in everyone:
-        one.send_signal(signal.SIGKILL)
-    psutil.wait_procs(everyone, timeout=10)
-    process.communicate()
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: Path, step: int, process: Forked) -> None:
     for _ in range(600):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.output()
         if (folder / "runs/tiny/metrics.jsonl").exists() and max(
             runs.read_metrics(folder), default=0
         ) >= step:
@@ -108,10 +102,10 @@ def test_kill_9_and_relaunch(two_ranks: Path, data: Path, tmp_path: Path):
     (tmp_path / "callbacks/slow.py").write_text(SLOW)
     killed = launch(tmp_path, data, 2, "callbacks.slow={}")
     wait_for_step(tmp_path, 7, killed)
-    kill_all(killed)
+    killed.kill()
     assert max(runs.read_metrics(tmp_path)) < 20
     assert (tmp_path / "runs/tiny/checkpoints/ep0-ba6-rank0.pt").exists()
-    code, output = runs.finish(launch(tmp_path, data, 2))
+    code, output = launch(tmp_path, data, 2).finish()
     assert code == 0, output
     assert runs.read_metrics(tmp_path) == runs.read_metrics(two_ranks)
     expected = latest(two_ranks)
@@ -123,23 +117,22 @@ def errors_in(output: str) -> list[str]:
 
 
 def test_batch_size_that_two_ranks_do_not_divide(data: Path, tmp_path: Path):
-    code, output = runs.finish(launch(tmp_path, data, 2, "global_train_batch_size=5"))
+    code, output = launch(tmp_path, data, 2, "global_train_batch_size=5").finish()
     assert code != 0
     assert "error: global_train_batch_size: 5 documents do not divide over 2 ranks; use 4 or 6" in output
     assert "Traceback" not in output
 
 
 def test_errors_without_the_launcher_are_one_line(data: Path, tmp_path: Path):
-    path = runs.write_yaml(tmp_path, runs.settings(data))
-    started = {
-        "unknown key": runs.run_alone(tmp_path, path, "optimizer.lrr=1"),
-        "missing data": runs.run_alone(tmp_path, path, "data.train.local=nowhere"),
-        "missing file": runs.run_alone(tmp_path, tmp_path / "nothing.yaml"),
+    path = experiment(tmp_path, data)
+    missing = str(tmp_path / "nothing.yaml")
+    ended = {
+        "lrr": runs.run_alone(tmp_path, path, "optimizer.lrr=1").finish(),
+        "nowhere": runs.run_alone(tmp_path, path, "data.train.local=nowhere").finish(),
+        "nothing.yaml": runs.from_the_shell(tmp_path, str(runs.ROOT / "train.py"), missing),
     }
-    expected = {"unknown key": "lrr", "missing data": "nowhere", "missing file": "nothing.yaml"}
-    for name, process in started.items():
-        code, output = runs.finish(process)
-        assert code == 1, (name, output)
-        assert len(errors_in(output)) == 1, (name, output)
-        assert expected[name] in output
+    for expected, (code, output) in ended.items():
+        assert code == 1, output
+        assert len(errors_in(output)) == 1, output
+        assert expected in output
         assert "Traceback" not in output

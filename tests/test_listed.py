@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import multiprocessing
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,32 +122,6 @@ def experiment(number: int, data: Path) -> dict[str, Any]:
     return values
 
 
-def launch(folder: Path, yaml: Path, overrides: list[str]) -> int | None:
-    """Train in a process of its own; a server that has imported everything forks it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lcl_composer.train", "composer", "tests.test_listed"])
-    process = context.Process(target=train_here, args=(folder, yaml, overrides))
-    process.start()
-    process.join(180)
-    return process.exitcode
-
-
-def train_here(folder: Path, yaml: Path, overrides: list[str]) -> None:
-    """Train in this process, its output in a file."""
-    import torch
-
-    from lcl_composer.train import train
-
-    with (folder / "output.txt").open("a") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    os.chdir(folder)
-    os.environ["WANDB_MODE"] = "offline"
-    sys.argv = ["train.py"]
-    torch.set_num_threads(1)
-    train(yaml, overrides)
-
-
 def test_every_name_is_in_a_round(tmp_path: Path) -> None:
     assert {id(t) for t in (COMPONENTS | TABLES).values()} >= {
         id(table) for kind, table in REGISTRIES.items() if kind not in ("converters", "methods")
@@ -178,17 +149,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_two_batches_kill_and_relaunch(data: Path, tmp_path: Path, number: int) -> None:
+def test_two_batches_kill_and_relaunch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks/kill.py").write_text(KILL)
     for name in ("probe", "exported"):
         (tmp_path / name).symlink_to(data / name)
     values = experiment(number, data)
     yaml = runs.write_yaml(tmp_path, values)
-    killed = launch(tmp_path, yaml, ["callbacks.kill={}"])
-    output = (tmp_path / "output.txt").read_text()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    killed, output = runs.run_alone(tmp_path, yaml, "callbacks.kill={}").finish()
     assert killed == -9, output
-    assert launch(tmp_path, yaml, []) == 0, (tmp_path / "output.txt").read_text()[len(output) :]
+    code, output = runs.run_alone(tmp_path, yaml).finish()
+    assert code == 0, output
     lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
     steps = [row["step"] for row in map(json.loads, lines) if "loss/train/total" in row]
     assert steps == [1, 2, 3, 4]

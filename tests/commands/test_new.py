@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from lcl_composer.cli import app
 from lcl_composer.commands.new import create
 from lcl_composer.errors import ConfigError
 from lcl_composer.registry import callbacks
+from tests.forked import Forked, module
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,11 +46,16 @@ def test_the_new_test_passes_as_it_is_and_can_fail(checkout: Path) -> None:
     broken.write_text(broken.read_text().replace("logger.log_metrics(", "dict("))
 
     tests = ["tests/callbacks/test_latent_spread.py", "tests/callbacks/test_broken_spread.py"]
-    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", *tests]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "FAILED tests/callbacks/test_broken_spread.py" in done.stdout
+    _, output = Forked(checkout, run_tests, *tests).finish()
+    assert "1 failed, 1 passed" in output, output
+    assert "FAILED tests/callbacks/test_broken_spread.py" in output
+
+
+def run_tests(*files: str) -> None:
+    """``python -m pytest FILES``, in a process that has imported the tests of this checkout for another."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "callbacks")]:
+        del sys.modules[name]
+    module("pytest", *files)
 
 
 def test_it_is_clean_and_listed_at_once(checkout: Path) -> None:

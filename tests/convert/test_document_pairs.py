@@ -129,7 +129,7 @@ def _die_at_shard(source: Path, out: str, calls: int) -> None:
 def test_cut_off_and_started_again(shards, tmp_path):
     source = many(shards)
     convert(DocumentPairs(source), str(tmp_path / "whole"), workers=1, progress=False)
-    process = multiprocessing.get_context("spawn").Process(
+    process = multiprocessing.get_context("forkserver").Process(
         target=_die_at_shard, args=(source, str(tmp_path / "cut"), 5)
     )
     process.start()

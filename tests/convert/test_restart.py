@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from lcl_composer.cli import app
 from lcl_composer.convert.engine import convert
 from lcl_composer.convert.img2dataset import Img2Dataset
 from lcl_composer.convert.source import Source
@@ -137,5 +139,5 @@ def test_the_command_killed_with_its_workers_at_work(tmp_path):
     assert not alive, "workers outlive the command"
     done = len(list(records.glob("?????.json")))
     assert 4 <= done < 20
-    subprocess.run(lcl, check=True, stdout=subprocess.DEVNULL)
+    assert CliRunner().invoke(app, command).exit_code == 0
     assert content(tmp_path / "out") == content(tmp_path / "whole")

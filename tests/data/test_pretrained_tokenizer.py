@@ -60,7 +60,7 @@ def _encode(tokenizer: TransformersTokenizer) -> list[int]:
 
 def test_it_travels_to_loader_processes(tmp_path: Path):
     ours = saved(tmp_path)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert pool.apply(_encode, (ours,)) == ours.encode(TEXT)
 
 
