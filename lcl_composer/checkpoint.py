@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lcl_composer.errors import DataError, one_line
 from lcl_composer.finite import check_finite
+from lcl_composer.sharded import is_sharded, read_sharded
 
 #: Under which a checkpoint keeps what its run was (the callback CheckpointContents writes it).
 CONTENTS = "CheckpointContents"
@@ -58,6 +59,21 @@ class Begun:
         )
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a checkpoint's run had come.
+
+    Attributes:
+        batches: Trained.
+        documents: Read.
+        images: Encoded, over all ranks; None in a checkpoint that was written before they were counted.
+    """
+
+    batches: int
+    documents: int
+    images: int | None
+
+
 def only_safe_loads() -> None:
     """Make every ``torch.load`` of this process, Composer's own included, refuse code.
 
@@ -74,7 +90,7 @@ def read_model_state(path: str | Path, weights: Literal["trained", "ema"] = "tra
     """The model's tensors in a Composer checkpoint, without DDP's or torch.compile's prefixes.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint: a file, or the folder of a sharded one.
         weights: ``trained``, or the average that the ``ema`` algorithm kept beside them; what it does not
             average, as with ``part: encoder``, is the trained.
 
@@ -99,12 +115,14 @@ def read_model_state(path: str | Path, weights: Literal["trained", "ema"] = "tra
 
 
 def _load(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, its tensors mapped and not read.
+    """A checkpoint's content, its tensors mapped and not read; of a sharded one without the optimizer's.
 
     Raises:
         DataError: If the file is missing, truncated or holds code.
     """
     only_safe_loads()
+    if is_sharded(Path(path)):
+        return read_sharded(Path(path), without=("state.optimizers.", "rng."))
     if not Path(path).is_file():
         raise DataError(f"checkpoint {path}: no such file")
     try:
@@ -129,6 +147,21 @@ def read_begun(path: str | Path) -> Begun:
         return Begun.of(contents, state.get("run_name", ""), stepped)
     except (LookupError, TypeError, AttributeError) as error:
         raise DataError(f"checkpoint {path}: not a Composer checkpoint") from error
+
+
+def read_progress(path: str | Path) -> Progress | None:
+    """How far a checkpoint's run had come; None if it does not say.
+
+    Raises:
+        DataError: If the file is missing, truncated or holds code.
+    """
+    state = _load(path).get("state", {})
+    try:
+        now = state["timestamp"]["Timestamp"]
+        images = state.get("callbacks", {}).get("TrainingMetrics", {}).get("images_seen")
+        return Progress(int(now["batch"]), int(now["sample"]), images)
+    except (LookupError, TypeError):
+        return None
 
 
 def check_whole(path: str | Path) -> None:

@@ -116,15 +116,29 @@ def schema(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="runs/NAME/checkpoints/X.pt")],
+    run: Annotated[Path, typer.Argument(help="runs/NAME, a checkpoint of it, or an exported encoder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    layout: Annotated[str, typer.Option(help="encoder, or released: the authors' state dict.")] = "encoder",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="encoder (ours), timm, hf, onnx; of the whole model open_clip (method clip) or released "
+            "(the authors' state dict, method lcl)."
+        ),
+    ] = "encoder",
     weights: Annotated[Literal["trained", "ema"], typer.Option(help="Which weights.")] = "trained",
+    license: Annotated[
+        str, typer.Option(help="Of the weights, for the model card, such as mit.")
+    ] = "unknown",
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload to this repository of the Hugging Face Hub.")
+    ] = None,
 ) -> None:
-    """Export the encoder (or the whole model in the released layout) from a checkpoint."""
-    from lcl_composer.export import export_checkpoint
+    """Take the encoder away: written, read back by the library it is for, and compared."""
+    from lcl_composer.export import export_run
 
-    typer.echo(f"wrote {export_checkpoint(checkpoint, out, layout, weights)}")
+    typer.echo(f"wrote {export_run(run, out, format, weights, license, push)}")
+    if push:
+        typer.echo(f"pushed to {push}")
 
 
 @app.command()

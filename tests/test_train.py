@@ -22,7 +22,7 @@ from lcl_composer.config import compose
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import DataError, LCLError
-from lcl_composer.export import export_checkpoint, export_encoder, load_encoder
+from lcl_composer.export import export_encoder, export_run, load_encoder
 from lcl_composer.methods.build import build_model
 from lcl_composer.train import train
 from tests import runs
@@ -276,7 +276,7 @@ def test_a_frozen_encoder_from_elsewhere(
         train(path, ["max_duration=6ba"])
     train(path, ["max_duration=6ba", f"model.encoder.folder={tmp_path / 'elsewhere'}"])
     shutil.rmtree(first)
-    assert load_encoder(export_checkpoint(last, tmp_path / "out"))[0].weights == original.weights
+    assert load_encoder(export_run(last, tmp_path / "out"))[0].weights == original.weights
 
 
 def test_resuming_a_damaged_checkpoint(data: Path, tmp_path: Path):

@@ -18,6 +18,9 @@ class TrainingMetrics(Callback):
     and tokens per second come from Composer's ``speed_monitor`` as ``throughput/samples_per_sec`` and
     ``.../tokens_per_sec``.
 
+    Checkpoints keep how many images were encoded so far: those of the windows exactly, those of a window that
+    has begun as if all ranks had as many.
+
     Args:
         window_size: Batches between two measurements of the throughput.
     """
@@ -26,6 +29,15 @@ class TrainingMetrics(Callback):
         self.window_size = window_size
         self.images: list[int] = []
         self.started: float | None = None
+        self.images_seen = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The images that were encoded so far."""
+        return {"images_seen": self.images_seen + sum(self.images) * dist.get_world_size()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Count on."""
+        self.images_seen = state["images_seen"]
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log the scale; at the end of a window, the throughput."""
@@ -35,11 +47,17 @@ class TrainingMetrics(Callback):
         now = state.timestamp.total_wct.total_seconds()
         if self.started is None:  # the first batch warms up: its time is no measure
             self.started = now
+            self.images_seen += self._over_ranks(state, len(state.batch["pixel_values"]))
             return
         self.images.append(len(state.batch["pixel_values"]))
         if len(self.images) < self.window_size:
             return
-        total = state.device.tensor_to_device(torch.tensor(sum(self.images)))
-        dist.all_reduce(total)
-        logger.log_metrics({"throughput/images_per_sec": float(total) / max(now - self.started, 1e-9)})
+        total = self._over_ranks(state, sum(self.images))
+        logger.log_metrics({"throughput/images_per_sec": total / max(now - self.started, 1e-9)})
         self.images, self.started = [], now
+        self.images_seen += total
+
+    def _over_ranks(self, state: State, count: int) -> int:
+        total = state.device.tensor_to_device(torch.tensor(count))
+        dist.all_reduce(total)
+        return int(total)

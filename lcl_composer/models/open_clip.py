@@ -12,6 +12,8 @@ from torch import Tensor
 from lcl_composer.models.released import from_released, to_released
 
 _PROJECTION, _EMBEDDING = "visual.proj", "token_embedding.weight"
+#: Of the sigmoid loss, the same in both; the authors' release has none.
+_BIAS = "logit_bias"
 
 
 def from_open_clip(theirs: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
@@ -25,7 +27,8 @@ def from_open_clip(theirs: dict[str, Tensor], vocab_size: int) -> dict[str, Tens
     Raises:
         DataError: If a tensor has no counterpart.
     """
-    tensors = {name: tensor for name, tensor in theirs.items() if name not in (_PROJECTION, "attn_mask")}
+    apart = {name: theirs[name] for name in (_BIAS,) if name in theirs}
+    tensors = {n: tensor for n, tensor in theirs.items() if n not in (_PROJECTION, "attn_mask", _BIAS)}
     embedding = tensors[_EMBEDDING]
     missing = embedding.new_zeros(vocab_size - len(embedding), embedding.shape[1])
     tensors[_EMBEDDING] = torch.cat([embedding, missing])
@@ -33,7 +36,7 @@ def from_open_clip(theirs: dict[str, Tensor], vocab_size: int) -> dict[str, Tens
         name if name.startswith("visual.") or name == "logit_scale" else f"text.{name}": tensor
         for name, tensor in tensors.items()
     }
-    return {**from_released(named), "image_proj.weight": theirs[_PROJECTION].T.contiguous()}
+    return {**from_released(named), "image_proj.weight": theirs[_PROJECTION].T.contiguous(), **apart}
 
 
 def to_open_clip(ours: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
@@ -47,7 +50,9 @@ def to_open_clip(ours: dict[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
         DataError: If the model has another architecture than a timm CLIP ViT and an OPT.
     """
     projection = ours["image_proj.weight"].T.contiguous()
-    released = to_released({name: tensor for name, tensor in ours.items() if name != "image_proj.weight"})
+    apart = {name: ours[name] for name in (_BIAS,) if name in ours}
+    named = {name: tensor for name, tensor in ours.items() if name not in ("image_proj.weight", _BIAS)}
+    released = to_released(named)
     theirs = {name.removeprefix("text."): tensor for name, tensor in released.items()}
     theirs[_EMBEDDING] = theirs[_EMBEDDING][:vocab_size].contiguous()
-    return {**theirs, _PROJECTION: projection}
+    return {**theirs, _PROJECTION: projection, **apart}

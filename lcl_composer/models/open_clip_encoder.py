@@ -12,7 +12,8 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from lcl_composer.errors import ConfigError, DataError, did_you_mean, one_line
-from lcl_composer.models.encoder import Channels, Encoder, patch_tokens_of_timm
+from lcl_composer.models.encoder import Channels, Encoder, TimmEncoder, patch_tokens_of_timm
+from lcl_composer.models.released import from_released
 from lcl_composer.models.weights import load_strictly, no_memory, read_state
 
 #: Weights in a folder that OpenCLIP wrote (``open_clip.push_to_hf_hub``), the safest first.
@@ -208,3 +209,36 @@ def _square(size: Any, name: str) -> int:
             f"model.encoder.model: {name}: takes images of {size} pixels; only squares are read here"
         )
     return side
+
+
+def as_timm(encoder: Encoder) -> TimmEncoder | None:
+    """The same encoder as a model of timm, where it is one: OpenCLIP's plain ViT with its class token.
+
+    Returns:
+        In eval mode, with the weights; None where timm has no such architecture.
+    """
+    if isinstance(encoder, TimmEncoder):
+        return encoder
+    tower = encoder.backbone
+    if not isinstance(encoder, OpenCLIPEncoder) or not hasattr(tower, "class_embedding"):
+        return None
+    block = tower.transformer.resblocks[0]
+    quick = "_quickgelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else ""
+    arguments = {
+        "patch_size": tower.patch_size[0],
+        "embed_dim": tower.conv1.out_channels,
+        "depth": len(tower.transformer.resblocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.c_fc.out_features / tower.conv1.out_channels,
+    }
+    name = f"vit_base_patch16_clip{quick}_224"
+    mean, std = map(tuple, encoder.normalize.channels)
+    twin = TimmEncoder(name, encoder.image_size, model_args=arguments, mean=mean, std=std)  # type: ignore[arg-type]
+    theirs = {f"visual.{key}": tensor for key, tensor in tower.state_dict().items()}
+    try:
+        ours = {n.removeprefix("encoder.backbone."): t for n, t in from_released(theirs).items()}
+        load_strictly(twin.backbone, ours, encoder.source)
+    except DataError:  # scaled layers, a norm that is missing
+        return None
+    twin.source = encoder.source
+    return twin.eval()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcl_composer.config import RunConfig
-from lcl_composer.errors import ConfigError, DataError
-from lcl_composer.export import export_checkpoint, export_encoder, load_encoder
+from lcl_composer.errors import DataError
+from lcl_composer.export import export_encoder, load_encoder
 from lcl_composer.methods.build import build_model
 from lcl_composer.methods.lcl import LCL
-from lcl_composer.models.released import from_released
 from tests import runs
 
 VOCAB_SIZE = 300
@@ -154,68 +152,3 @@ def test_weights_of_another_architecture(folder: Path, config: RunConfig):
     with pytest.raises(DataError, match=r"damaged or not an exported encoder.*blocks\.2") as caught:
         load_encoder(folder)
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def checkpoint(model: LCL, tmp_path: Path) -> Path:
-    """A run folder with one checkpoint, as DDP names its tensors."""
-    folder = tmp_path / "runs/tiny"
-    (folder / "checkpoints").mkdir(parents=True)
-    runs.write_yaml(folder, runs.settings(Path("data"))).rename(folder / "config.yaml")
-    path = folder / "checkpoints/ep0-ba5-rank0.pt"
-    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"state": {"model": state}}, path)
-    return path
-
-
-@torch.no_grad()
-def test_checkpoint_to_encoder(model: LCL, checkpoint: Path, tmp_path: Path):
-    encoder, pooler = load_encoder(export_checkpoint(checkpoint, tmp_path / "out"))
-    assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
-
-
-@torch.no_grad()
-def test_a_checkpoint_is_exported_from_anywhere(model: LCL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It holds its config, of which the model's part is read: the drop-ins of the run need not be there."""
-    settings = RunConfig(**runs.settings(Path("data"), callbacks={"lost_drop_in": {}})).model_dump(
-        mode="json"
-    )
-    contents = {"CheckpointContents": {"settings": settings}}
-    torch.save({"state": {"model": model.state_dict(), "callbacks": contents}}, tmp_path / "alone.pt")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    encoder, pooler = load_encoder(export_checkpoint("../alone.pt", "out"))
-    assert torch.equal(pooler(encoder(pixels())), model.encode_images(pixels())[0])
-
-
-def test_checkpoint_to_released_layout(model: LCL, checkpoint: Path, tmp_path: Path):
-    folder = export_checkpoint(checkpoint, tmp_path / "out", layout="released")
-    released = load_file(folder / "state_dict.safetensors")
-    assert "visual.conv1.weight" in released
-    ours = from_released(released)
-    assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_unknown_layout(checkpoint: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="no layout 'relased'; use 'encoder' or 'released'"):
-        export_checkpoint(checkpoint, tmp_path / "out", layout="relased")
-
-
-def test_checkpoint_outside_a_run_folder(checkpoint: Path, tmp_path: Path):
-    shutil.move(checkpoint, tmp_path / "alone.pt")
-    with pytest.raises(DataError, match=r"alone\.pt: no .*config\.yaml; it must lie in runs/NAME"):
-        export_checkpoint(tmp_path / "alone.pt", tmp_path / "out")
-
-
-def test_checkpoint_of_another_architecture(checkpoint: Path, tmp_path: Path):
-    config = checkpoint.parent.parent / "config.yaml"
-    config.write_text(config.read_text().replace("hidden_size: 32", "hidden_size: 64"))
-    with pytest.raises(DataError, match=r"ep0-ba5-rank0\.pt: another architecture than its config") as caught:
-        export_checkpoint(checkpoint, tmp_path / "out")
-    assert "\n" not in str(caught.value)
-
-
-def test_checkpoint_without_a_generation_head(checkpoint: Path, tmp_path: Path):
-    torch.save({"state": {"model": {"w": torch.zeros(2)}}}, checkpoint)
-    with pytest.raises(DataError, match="another architecture"):
-        export_checkpoint(checkpoint, tmp_path / "out")

@@ -1,0 +1,87 @@
+"""A folder for ``AutoModel.from_pretrained`` and ``AutoImageProcessor``, without code of ours in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lcl_composer.data.image import eval_transform
+from lcl_composer.errors import ConfigError
+from lcl_composer.export.same import check_same, some_pixels
+from lcl_composer.export.taken import Taken
+from lcl_composer.export.timm import write_timm_folder
+from lcl_composer.models.encoder import Encoder, patch_tokens_of_timm
+from lcl_composer.models.open_clip_encoder import as_timm
+from lcl_composer.models.transformers_encoder import TransformersEncoder
+
+
+@torch.no_grad()
+def write_huggingface(taken: Taken, folder: Path) -> str:
+    """Write the folder, read it by transformers, compare features and pixels; return how to use it.
+
+    An encoder of timm goes into transformers' ``timm_wrapper`` layout, one of transformers into its own.
+
+    Raises:
+        ConfigError: If transformers has no counterpart of the encoder.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    encoder = taken.encoder
+    in_timm = as_timm(encoder)
+    if isinstance(encoder, TransformersEncoder):
+        encoder.backbone.save_pretrained(folder)
+        image_processor(encoder).save_pretrained(folder)
+    elif in_timm is not None:
+        write_timm_folder(in_timm, folder)
+    else:
+        raise ConfigError(
+            f"export: transformers has no counterpart of {type(encoder).__name__} ({encoder.source}); "
+            "try --format onnx"
+        )
+    pixels = some_pixels(encoder)
+    model: Any = AutoModel.from_pretrained(folder).eval()
+    if in_timm is not None:
+        found = patch_tokens_of_timm(model.timm_model, pixels)
+        check_same("transformers", model(pixels).last_hidden_state, model.timm_model.forward_features(pixels))
+    else:
+        found = model(pixel_values=pixels).last_hidden_state[:, -encoder.tokens_per_image :]
+    check_same("transformers", found, encoder(pixels))
+    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    read = processor(_square_image(encoder), return_tensors="pt")["pixel_values"]
+    check_same("transformers' image processor", read, _our_pixels(encoder), "pixels")
+    return (
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+        f'model = AutoModel.from_pretrained("{folder}").eval()\n'
+        'features = model(**processor(image, return_tensors="pt")).last_hidden_state'
+    )
+
+
+def image_processor(encoder: Encoder) -> Any:
+    """transformers' image processor that does what :func:`lcl_composer.data.image.eval_transform` does."""
+    from transformers import CLIPImageProcessor
+
+    mean, std = encoder.normalize.channels
+    side = encoder.image_size
+    return CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=mean,
+        image_std=std,
+    )
+
+
+def _square_image(encoder: Encoder) -> Image.Image:
+    """Smooth noise of another size; square, since libraries round a crop's offset in their own ways."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return small.resize((2 * encoder.image_size, 2 * encoder.image_size), Image.Resampling.BICUBIC)
+
+
+def _our_pixels(encoder: Encoder) -> torch.Tensor:
+    return encoder.normalize(eval_transform(_square_image(encoder), encoder.image_size)[None])

@@ -1,0 +1,99 @@
+"""``lcl export``: one command for every format, which is read back before it is called done."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from lcl_composer.data.folders import whole_folder
+from lcl_composer.errors import ConfigError, DataError, LCLError, did_you_mean, one_line
+from lcl_composer.export.card import write_card
+from lcl_composer.export.taken import Taken, Weights, take
+
+#: Name -> ``module:function``, which writes what was taken to a folder, reads it back by the library that the
+#: format belongs to, compares, and says in a line of Python or shell how to use it.
+FORMATS = {
+    "encoder": "lcl_composer.export.own:write_own",
+    "hf": "lcl_composer.export.huggingface:write_huggingface",
+    "onnx": "lcl_composer.export.onnx:write_onnx",
+    "open_clip": "lcl_composer.export.open_clip:write_open_clip",
+    "released": "lcl_composer.export.own:write_released",
+    "timm": "lcl_composer.export.timm:write_timm",
+}
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    format: str = "encoder",
+    weights: Weights = "trained",
+    license: str = "unknown",
+    push: str | None = None,
+) -> Path:
+    """Export from a run, a checkpoint or an exported encoder, with a model card.
+
+    Args:
+        run: ``runs/NAME``, of which the newest checkpoint is taken; a checkpoint, whole or sharded; or an
+            exported encoder such as ``runs/NAME/encoder``.
+        out: Folder to write; it must not hold anything.
+        format: One of :data:`FORMATS`.
+        weights: ``trained``, or the average of the ``ema`` algorithm.
+        license: Of the weights, for the card: an identifier of the Hugging Face Hub such as ``mit``.
+        push: Name of a repository on the Hub to upload the folder to, which is made, private, if it is new.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If there is no such format, the model cannot go into it, or a package is missing.
+        DataError: If what is to be exported cannot be read, ``out`` holds something, the folder that was
+            written gives other features when it is read back, or the upload fails.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"export: no format {format!r}; {did_you_mean(format, FORMATS)}")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"export: {out} is there already and not empty; remove it or choose another folder")
+    taken = take(run, weights)
+    module, _, name = FORMATS[format].partition(":")
+    write: Callable[[Taken, Path], str] = getattr(importlib.import_module(module), name)
+    with whole_folder(out) as partial:
+        usage = write(taken, partial).replace(str(partial), str(out))
+        write_card(
+            taken,
+            partial,
+            format=format,
+            license=license,
+            usage=usage,
+            command=_command(run, out, format, weights),
+        )
+    if push:
+        upload(out, push)
+    return out
+
+
+def _command(run: str | Path, out: Path, format: str, weights: str) -> str:
+    options = f" --format {format}" + (" --weights ema" if weights == "ema" else "")
+    return f"lcl export {run} {out}{options}"
+
+
+def upload(folder: Path, repository: str) -> None:
+    """Upload a folder to a repository of the Hugging Face Hub.
+
+    Raises:
+        DataError: If the Hub refuses, or there is no way to it.
+    """
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by LCL-Composer")
+    except LCLError:
+        raise
+    except Exception as error:  # of the Hub, of the network, of a name that is none
+        raise DataError(
+            f"export: {folder} is written, but was not pushed to {repository!r}: {one_line(error)}; log in "
+            "with `hf auth login` and push it with `hf upload`"
+        ) from error
