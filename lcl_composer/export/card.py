@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def write_card(taken: Taken, folder: Path, *, format: str, license: str, usage: 
         "Measured": list(_measured(taken)),
         "Made by": [
             f"```bash\n{command}\n```",
-            f"from `{taken.source}` by [LCL-Composer].",
-            *_versions(taken),
+            f"from `{taken.source}` by LCL-Composer.",
+            *_trained_by(taken),
         ],
     }
     text = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n{_opening(taken, license)}\n"
@@ -115,22 +116,24 @@ def _measured(taken: Taken) -> Iterator[str]:
 
 
 def _numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers by name, those of mappings inside as ``outer/inner``."""
     for key, value in result.items():
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, int | float):
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{key}", value
 
 
-def _versions(taken: Taken) -> Iterator[str]:
-    """The commit and the packages that trained it, where the run wrote them down."""
+def _trained_by(taken: Taken) -> Iterator[str]:
+    """The command, the commit and the packages that trained it, where the run wrote them down."""
     facts = _read(taken.run, "environment.json")
     commit = (facts.get("git") or {}).get("commit")
+    if command := facts.get("command"):
+        yield f"\nTrained by\n\n```bash\n{shlex.join(command)}\n```"
     if packages := {k: v for k, v in (facts.get("packages") or {}).items() if v}:
         yield "\nTrained with " + ", ".join(f"{name} {version}" for name, version in packages.items()) + "."
     if commit:
         yield f"Commit of LCL-Composer: {commit}."
-    yield "\n[LCL-Composer]: https://arxiv.org/abs/2406.07543"
 
 
 def _read(run: Path | None, name: str) -> dict[str, Any]:

@@ -130,9 +130,14 @@ def test_released_layout(model: Any, run: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_it_is(run: Path, tmp_path: Path) -> None:
-    summary = {"batches": 5, "losses": {"total": {"start": 9.0, "end": 2.5}}, "probe": {"trained": 0.625}}
+    summary: dict[str, Any] = {
+        "batches": 5,
+        "losses": {"total": {"start": 9.0, "end": 2.5}},
+        "probe": {"trained": 0.625, "by": {"class": 0.25}, "ok": True},
+    }
     (run / "summary.json").write_text(json.dumps(summary))
-    environment = {"packages": {"torch": "2.7.0", "absent": None}, "git": {"commit": "abc123"}}
+    packages, git = {"torch": "2.7.0", "absent": None}, {"commit": "abc123"}
+    environment = {"command": ["train.py", "a b.yaml"], "packages": packages, "git": git}
     (run / "environment.json").write_text(json.dumps(environment))
     out = export_run(run, tmp_path / "out", format="timm", license="mit")
     card = (out / "README.md").read_text()
@@ -144,6 +149,8 @@ def test_the_card_says_what_it_is(run: Path, tmp_path: Path) -> None:
         "documents seen: 20 in 5 batches",
         "images seen: 1,234",
         "| probe: trained | 0.625 |",
+        "| probe: by/class | 0.25 |",
+        "train.py 'a b.yaml'",
         "| total loss at the end of training | 2.5 |",
         "size: 16 x 16 RGB (shortest side, bicubic, centre crop)",
         f"lcl export {run} {out} --format timm",
