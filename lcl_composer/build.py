@@ -87,7 +87,7 @@ def run_of(config: RunConfig) -> RunFolder:
 
 
 def build_callbacks(
-    composed: ComposedConfig, contents: CheckpointContents, tokenizer: Tokenizer
+    composed: ComposedConfig, contents: CheckpointContents, tokenizer: Tokenizer, layout: Layout
 ) -> list[Callback]:
     """What every run records, then what the YAML names.
 
@@ -107,7 +107,7 @@ def build_callbacks(
     config, folder = composed.run, run_folder(composed.run)
     specs = {"loss_guard": {"factor": None}} | config.callbacks
     guard, *named = [
-        registry.callbacks.build({"name": name, **specs[name]})
+        registry.callbacks.build({"name": name, **specs[name]}, layout=layout)
         for name in sorted(specs, key=lambda name: name != "loss_guard")
     ]
     record = RunRecord(folder, composed.to_yaml())
@@ -116,15 +116,15 @@ def build_callbacks(
     always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), NothingToLearn()]
     if config.progress_bar and not sys.stderr.isatty():
         always.append(ProgressLines())
-    return [*always, *named, export, Curves(folder), build_end_table(config, tokenizer), saver]
+    return [*always, *named, export, Curves(folder), build_end_table(config, tokenizer, layout), saver]
 
 
-def build_end_table(config: RunConfig, tokenizer: Tokenizer) -> Callback:
+def build_end_table(config: RunConfig, tokenizer: Tokenizer, layout: Layout) -> Callback:
     """The table at the end of the run, with the measurements that ``evaluation`` names."""
     from lcl_composer.callbacks.summary import EndTable
 
     folder = run_folder(config)
-    offered = {"image_size": config.data.image_size, "tokenizer": tokenizer}
+    offered = {"image_size": config.data.image_size, "tokenizer": tokenizer, "layout": layout}
     evaluations = {
         name: registry.evaluations.build({"name": name, **spec}, **offered)
         for name, spec in config.evaluation.items()
@@ -165,7 +165,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     layout = model.layout(tokenizer, layout_rules(config, model.encoder.tokens_per_image))
     train_data = build_data(config, config.data.train, layout)
     contents = check_start(config, start, model, tokenizer, train_data)
-    callbacks = build_callbacks(composed, contents, tokenizer)
+    callbacks = build_callbacks(composed, contents, tokenizer, layout)
     held_out = config.data.eval and build_data(config, config.data.eval, layout)
     trainer = Trainer(
         model=model,

@@ -158,6 +158,7 @@ methods: Registry[Any] = Registry(
         "flamingo": "lcl_composer.methods.flamingo:Flamingo",
         "lcl": "lcl_composer.methods.lcl:LCL",
         "masked": "lcl_composer.methods.masked:Masked",
+        "retrieve": "lcl_composer.methods.retrieve:Retrieve",
         "vqa": "lcl_composer.methods.caption:VQA",
     },
     dropins="methods",
@@ -168,7 +169,10 @@ poolers: Registry[Any] = Registry(
 )
 language_models: Registry[Any] = Registry(
     "language model",
-    {"transformers": "lcl_composer.models.language_model:TransformersLM"},
+    {
+        "text_encoder": "lcl_composer.models.text_encoder:TextEncoder",
+        "transformers": "lcl_composer.models.language_model:TransformersLM",
+    },
     injected=("vocab_size",),
 )
 tokenizers: Registry[Any] = Registry(
@@ -237,8 +241,10 @@ callbacks: Registry[Any] = Registry(
         "speed_monitor": "composer.callbacks:SpeedMonitor",
         "system_metrics_monitor": "composer.callbacks:SystemMetricsMonitor",
         "threshold_stopper": "lcl_composer.callbacks.stoppers:ThresholdStopper",
+        "zero_shot": "lcl_composer.callbacks.zero_shot:ZeroShot",
     },
     dropins="callbacks",
+    injected=("layout",),
 )
 loggers: Registry[Any] = Registry(
     "logger",
@@ -271,10 +277,12 @@ converters: Registry[Any] = Registry(
 evaluations: Registry[Any] = Registry(
     "evaluation",
     {
+        "caption_retrieval": "lcl_composer.evaluation.caption_retrieval:CaptionRetrieval",
         "probe": "lcl_composer.evaluation.probe_trained:FrozenProbe",
         "retrieval": "lcl_composer.evaluation.held_out:HeldOutRetrieval",
+        "zero_shot": "lcl_composer.evaluation.zero_shot:ZeroShot",
     },
-    injected=("image_size", "tokenizer"),
+    injected=("image_size", "layout", "tokenizer"),
 )
 
 #: Every table, by the name that `lcl list` takes.

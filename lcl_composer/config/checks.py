@@ -25,8 +25,9 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     if {"image_resolution", "patch_dropout"} <= set(run.algorithms):
         yield ("algorithms", "patch_dropout"), "does not go together with image_resolution; remove one"
     for section in ("evaluation", "callbacks"):
-        if "retrieval" in getattr(run, section) and run.data.eval is None:
-            yield (section, "retrieval"), "searches held-out documents; set data.eval"
+        for name in {"retrieval", "caption_retrieval"} & set(getattr(run, section)):
+            if run.data.eval is None:
+                yield (section, name), "searches held-out documents; set data.eval"
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
@@ -67,6 +68,13 @@ def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
             yield ("model", part), f"missing; the method {name!r} needs it"
         if part not in takes and given:
             yield ("model", part), f"the method {name!r} has none; set model.{part} to null"
+    model = run.model.language_model
+    both_ways = model is not None and model.name == "text_encoder" and "language_model" in takes
+    if both_ways and "TextEncoder" not in str(takes["language_model"].annotation):
+        yield (
+            ("model", "language_model"),
+            f"attends both ways, and the method {name!r} wants a causal one; use {{name: transformers}}",
+        )
     settings = methods.settings(run.method.spec())
     weights = [key for key in settings if key.endswith("_weight")]
     if weights and not any(settings[key] for key in weights) and "contrastive_weight" not in run.algorithms:

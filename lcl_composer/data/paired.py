@@ -1,4 +1,4 @@
-"""Token layout of pairs: a text between its structural tokens, and an image that belongs to it."""
+"""Token layout of pairs: a text between its structural tokens, and an image that it belongs to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Paired:
     """``<start_of_text>``, the text, ``<end_of_text>``, and the image beside it (OpenCLIP) or before it.
 
     The anchor of the image is ``<end_of_text>``. A text that is too long is cut before it. The image has a
-    seed, by which a method may draw what it is compared with.
+    seed, by which a method may draw what it is compared with. Of several texts, captions of the image, one is
+    drawn each epoch; those without a token are passed over.
 
     Attributes:
         tokenizer: Encodes the texts.
@@ -40,16 +41,15 @@ class Paired:
         """Lay out a pair.
 
         Raises:
-            DataError: If the document is not one image and one text, or the text is empty.
+            DataError: If the document is not one image and its texts, or none of these has a token.
         """
         texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
-        if len(document.images) != 1 or len(texts) != 1:
+        if len(document.images) != 1 or not texts:
             raise DataError(
                 f"document {document.id!r}: {len(document.images)} images and {len(texts)} texts, not one of "
-                "each; this method takes pairs, as lcl convert captions, img2dataset or pairs make"
+                "each; this method takes pairs, as lcl convert captions, coco, img2dataset or pairs make"
             )
-        structural = structural_ids(self.tokenizer)
-        ids = [i for i in self.tokenizer.encode(texts[0]) if i not in structural]
+        ids = self._draw(texts, rng)
         if not ids:
             raise DataError(f"document {document.id!r}: nothing to learn from, its text is empty")
         room = self.rules.max_tokens - self.slots - 2
@@ -69,3 +69,12 @@ class Paired:
             cut_images=0,
             seeds=rng.integers(np.iinfo(np.int64).min, np.iinfo(np.int64).max, 1),
         )
+
+    def _draw(self, texts: list[str], rng: np.random.Generator) -> list[int]:
+        """Ids of one of the texts that have any; nothing is drawn where there is no choice."""
+        structural = structural_ids(self.tokenizer)
+        order = rng.permutation(len(texts)) if len(texts) > 1 else range(len(texts))
+        for number in order:
+            if ids := [i for i in self.tokenizer.encode(texts[number]) if i not in structural]:
+                return ids
+        return []

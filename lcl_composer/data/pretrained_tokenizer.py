@@ -12,8 +12,8 @@ class TransformersTokenizer:
     """A tokenizer of transformers, and the structural tokens that it lacks.
 
     Its own tokens of beginning and end serve as ``<start_of_text>`` and ``<end_of_text>``, as its language
-    model knows them; GPT-2 and OPT have one for both, which the layout keeps apart by place. What is missing
-    gets the ids after its last.
+    model knows them; GPT-2 and OPT have one for both, which the layout keeps apart by place, and BERT calls
+    them ``[CLS]`` and ``[SEP]``. What is missing gets the ids after its last.
 
     Args:
         pretrained: A hub name or a folder, mostly that of ``model.language_model.pretrained``.
@@ -35,7 +35,10 @@ class TransformersTokenizer:
             raise DataError(
                 f"tokenizer transformers: {pretrained!r} has no tokenizer.json and cannot be made into one"
             )
-        own = {START_OF_TEXT: tokenizer.bos_token, END_OF_TEXT: tokenizer.eos_token}
+        own = {
+            START_OF_TEXT: tokenizer.bos_token or tokenizer.cls_token,
+            END_OF_TEXT: tokenizer.eos_token or tokenizer.sep_token,
+        }
         names = [own.get(token) or token for token in SPECIAL_TOKENS]
         tokenizer.add_tokens(names, special_tokens=True)
         self._backend = tokenizer.backend_tokenizer

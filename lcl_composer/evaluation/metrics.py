@@ -59,6 +59,42 @@ def ranks_of_match(queries: Tensor, gallery: Tensor, *, chunk: int = 1024) -> Te
     return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64)
 
 
+def caption_ranks(
+    images: Tensor, captions: Tensor, owners: Tensor, *, chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Ranks where an image has several captions, as on COCO and Flickr30k (Karpathy's protocol).
+
+    Of an image the best of its own captions counts: its rank is the number of other images' captions before
+    it. A caption's rank is the number of images before its own. Ties and cosines that are not finite count
+    against us: another image's caption of the same words stands before one's own.
+
+    Args:
+        images: Features [N, E] or [N, Q, E], not necessarily normalised.
+        captions: Features [M, E].
+        owners: The image of each caption, [M] int64; every image has one at least.
+        chunk: Rows compared at once; bounds the memory at ``chunk`` times the other side.
+
+    Returns:
+        Ranks of the images [N] and of the captions [M], int64; 0 is the best.
+
+    Raises:
+        ValueError: If an image has no caption.
+    """
+    if len(owners.unique()) != len(images):
+        raise ValueError(f"{len(images)} images, {len(owners.unique())} of which have captions")
+    image_ranks, caption_ranks_ = [], []
+    for start in range(0, len(images), chunk):
+        cosine = cosines(images[start : start + chunk], captions)
+        own = owners == torch.arange(start, start + len(cosine))[:, None]
+        best = cosine.masked_fill(~own, -torch.inf).amax(1, keepdim=True)  # NaN where one of its own is
+        image_ranks.append((~(cosine < best - TIE) & ~own).sum(1))
+    for start in range(0, len(captions), chunk):
+        cosine = cosines(captions[start : start + chunk], images)
+        match = cosine.gather(1, owners[start : start + chunk, None])
+        caption_ranks_.append((~(cosine < match - TIE)).sum(1) - 1)
+    return torch.cat(image_ranks), torch.cat(caption_ranks_)
+
+
 def recall_at_k(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
     """Share of queries whose match stands among the ``k`` nearest gallery rows.
 

@@ -151,6 +151,21 @@ class BLIP2(Method):
             **self.generation.outputs(batch, outputs),
         }
 
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Features [I, Q, E] of images [I, 3, H, W], one a query, not normalised."""
+        return self.query_proj(self.query_transformer(self.encoder(pixel_values)))
+
+    def text_features(self, batch: PackedBatch) -> Tensor:
+        """Features [P, E] of the texts of P pairs, read alone, not normalised."""
+        texts_T, ends_P, lengths = self._texts(batch)
+        alone = {
+            "tokens": batch["tokens"].index_select(0, texts_T),
+            "positions": batch["positions"].index_select(0, texts_T) - self.num_queries,
+            "lengths": lengths,
+        }
+        outputs = self.language_model.read(cast(PackedBatch, alone))
+        return self.context_proj(self.context_norm(outputs.index_select(0, ends_P)))
+
     def _texts(self, batch: PackedBatch) -> tuple[Tensor, Tensor, list[int]]:
         """Places of the texts' tokens in the batch, of each text's end among these [P], and their lengths."""
         device = batch["tokens"].device

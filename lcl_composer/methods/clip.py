@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.interleave import Layout, LayoutRules
@@ -80,14 +80,24 @@ class CLIP(Method):
         Returns:
             ``image_features`` [P, E] and ``text_features`` [P, E] of the P pairs, not normalised.
         """
-        outputs_TE = self.language_model.read(batch)
+        text_PE = self.text_features(batch)
         if self.image_proj is None:
             assert self.pooler is not None
             image_PE = self.pooler(self.patch_tokens(batch))
         else:
             image_PE = self.image_proj(self.class_tokens(batch))
-        text_PE = self.context_proj(self.context_norm(outputs_TE.index_select(0, batch["anchors"])))
         return {"image_features": image_PE, "text_features": text_PE}
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Features [I, E] of images [I, 3, H, W], not normalised."""
+        if self.image_proj is None:
+            return super().image_features(pixel_values)
+        return self.image_proj(self.encoder.class_tokens(pixel_values))
+
+    def text_features(self, batch: PackedBatch) -> Tensor:
+        """Features [P, E] of the texts of P pairs, at ``<end_of_text>``, not normalised."""
+        outputs_TE = self.language_model.read(batch)
+        return self.context_proj(self.context_norm(outputs_TE.index_select(0, batch["anchors"])))
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part; the heads are the two projections of a pair."""

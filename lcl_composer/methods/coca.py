@@ -121,17 +121,24 @@ class CoCa(Method):
             outputs of the multimodal decoder at the N positions that predict, after norm; ``targets`` [N].
         """
         outputs_TE = self.language_model.read(batch)
-        texts_PE = outputs_TE.index_select(0, batch["anchors"])
         tokens_PnE = self.captioning_pooler(self.patch_tokens(batch))
         decoded_NE = self.multimodal_decoder(
             outputs_TE.index_select(0, batch["predicting"]), _captions(batch), tokens_PnE
         )
         return {
             "image_features": self._image_features(tokens_PnE),
-            "text_features": self.context_proj(self.context_norm(texts_PE)),
+            "text_features": self._text_features(batch, outputs_TE),
             "hidden": self.captioning.normalise(decoded_NE),
             "targets": batch["targets"].index_select(0, batch["predicting"]),
         }
+
+    def _text_features(self, batch: PackedBatch, outputs_TE: Tensor) -> Tensor:
+        texts_PE = outputs_TE.index_select(0, batch["anchors"])
+        return self.context_proj(self.context_norm(texts_PE))
+
+    def text_features(self, batch: PackedBatch) -> Tensor:
+        """Features [P, E] of the texts of P pairs, at ``<end_of_text>``, not normalised."""
+        return self._text_features(batch, self.language_model.read(batch))
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part; the heads are two projections a pair and the vocabulary's matrix a target."""

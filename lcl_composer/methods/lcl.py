@@ -94,13 +94,20 @@ class LCL(Method):
         batch = self._seen(batch)
         latents_PE, image_tokens_SE, slots = self._images(batch)
         outputs_TE = self.language_model.read(batch, image_tokens_SE, slots)
-        contexts = batch["anchors"].index_select(0, batch["paired"])
-        context_PE = self.context_proj(self.context_norm(outputs_TE.index_select(0, contexts)))
         return {
             "image_features": latents_PE,
-            "context_features": context_PE,
+            "context_features": self._contexts(batch, outputs_TE),
             **self.generation.outputs(batch, outputs_TE),
         }
+
+    def _contexts(self, batch: PackedBatch, outputs_TE: Tensor) -> Tensor:
+        """Features [P, E] of what stands before the P anchored images."""
+        contexts = batch["anchors"].index_select(0, batch["paired"])
+        return self.context_proj(self.context_norm(outputs_TE.index_select(0, contexts)))
+
+    def text_features(self, batch: PackedBatch) -> Tensor:
+        """Features [P, E] at the ``<start_of_img>`` after P texts, in documents of no image besides."""
+        return self._contexts(batch, self.language_model.read(batch))
 
     def _images(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [P, E] of anchored images, tokens [S, E] of images the LM reads, their flat slots [S]."""

@@ -139,6 +139,25 @@ class Method(ComposerModel):
         pooler = self.parts.get("pooler")
         return pooler(tokens_IKW) if pooler is not None else None, tokens_IKW
 
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Features of images [I, 3, H, W] as the contrast reads them, not normalised: [I, E] or [I, Q, E].
+
+        Raises:
+            ConfigError: If the method contrasts no images.
+        """
+        pooled, _ = self.encode_images(pixel_values)
+        if pooled is None:
+            raise ConfigError(f"the method {type(self).__name__} has no feature of an image as a whole")
+        return pooled
+
+    def text_features(self, batch: PackedBatch) -> Tensor:
+        """Features [P, E] of P texts as the contrast reads them, not normalised; no image is read.
+
+        Raises:
+            ConfigError: If the method has no text side.
+        """
+        raise ConfigError(f"the method {type(self).__name__} contrasts images with no text")
+
     def patch_tokens(self, batch: PackedBatch) -> Tensor:
         """Patch tokens [I, K, W] of a batch's images.
 

@@ -94,16 +94,13 @@ def _row(entries: Sequence[Entry], labels: Sequence[str], task: str, name: str) 
     scale, decimals = (100.0, 1) if share else (1.0, decimals_of(values))
     cells = [_cell([e for e in entries if e.encoder == label], name, scale, decimals) for label in labels]
     evaluation, _, key = name.partition("/")
-    chances = {entry.numbers[f"{evaluation}/chance"] for entry in entries if _has_chance(entry, name)}
+    beside = (f"{evaluation}/chance", f"{evaluation}/chance/{key}", f"{evaluation}/chance/{Path(key).name}")
+    chances = {e.numbers[c] for e in entries for c in beside if name in e.numbers and c in e.numbers}
     note = f"chance {max(chances) * scale:.3g}" if len(chances) == 1 else ""
     group = task if evaluation == task else f"{task}: {evaluation}"
     label = key.replace("_", " ").replace("/", ", ")
     better = direction(name)
     return Row(label[:1].upper() + label[1:], group, better, "%" * share, note, tuple(marked(cells, better)))
-
-
-def _has_chance(entry: Entry, name: str) -> bool:
-    return name in entry.numbers and f"{name.partition('/')[0]}/chance" in entry.numbers
 
 
 def _cell(entries: Sequence[Entry], name: str, scale: float, decimals: int) -> Cell:

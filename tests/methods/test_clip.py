@@ -11,7 +11,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
@@ -24,11 +23,11 @@ from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.methods.clip import CLIP
 from lcl_composer.models.encoder import TimmEncoder
-from lcl_composer.models.language_model import TransformersLM
-from lcl_composer.models.open_clip import from_open_clip, to_open_clip
+from lcl_composer.models.open_clip import to_open_clip
 from tests import runs
 from tests.algorithms.training import as_launched
 from tests.distributed import run_ranks
+from tests.methods.open_clips import same_clips
 from tests.methods.whole_runs import assert_resumes_exactly, pairs, settings
 from tests.models.tiny import (
     EMBED_DIM,
@@ -161,15 +160,7 @@ def test_an_encoder_without_a_class_token_needs_a_pooler() -> None:
 
 @torch.no_grad()
 def test_features_are_open_clips_for_the_same_weights() -> None:
-    torch.manual_seed(1)
-    vision = CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=8, image_size=32)
-    text = CLIPTextCfg(context_length=24, vocab_size=49408, width=48, heads=2, layers=2)
-    theirs = open_clip.CLIP(48, vision, text).eval()
-    vit = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
-    encoder = TimmEncoder("vit_base_patch32_clip_224", image_size=32, model_args=vit)
-    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ours = CLIP(encoder, TransformersLM(49411, max_position_embeddings=24, **sizes)).eval()
-    ours.load_state_dict(from_open_clip(theirs.state_dict(), 49411))
+    ours, theirs = same_clips()
     captions = ["a red circle", "two small dogs beside a very large tree"]
     pixels = torch.randn(2, 3, 32, 32)
     layout = Paired(CLIPTokenizer(), LayoutRules(16, 24))

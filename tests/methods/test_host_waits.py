@@ -26,6 +26,8 @@ from lcl_composer.methods.flamingo import Flamingo
 from lcl_composer.methods.lcl import LCL
 from lcl_composer.methods.masked import Masked
 from lcl_composer.methods.method import Method
+from tests.methods.test_retrieve import FORMS as RETRIEVE_FORMS
+from tests.methods.test_retrieve import model_of as retrieve_of
 from tests.models.tiny import (
     IMAGE,
     RULES,
@@ -58,7 +60,11 @@ PAIR_BATCHES = {
     "one pair": partial(batch, PAIRS[:1]),
     "all bad": BATCHES["all bad"],
 }
+RETRIEVE = {
+    f"retrieve {form}": lambda encoder, pooler, form=form: retrieve_of(form) for form in RETRIEVE_FORMS
+}
 PAIR_METHODS = {
+    **RETRIEVE,
     "blip2": partial(BLIP2, num_queries=3, query_layers=1, query_heads=2),
     "caption": Caption,
     "clip": CLIP,
