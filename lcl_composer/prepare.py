@@ -35,7 +35,7 @@ def prepare(config: RunConfig) -> None:
     """Fill what is missing from ``data.*.generate``; do nothing for real data.
 
     Documents go to ``data.*.local``, a BPE trained on the training documents to ``tokenizer.path``, and a
-    labelled image set to the folder of ``evaluation.probe``. One process a node should call this, before
+    labelled image set to the folder of ``evaluation.probe`` and ``evaluation.zero_shot``. One process a node should call this, before
     the others look; where several runs want the same, one makes it and the others wait. A tokenizer or image
     set without a record is the user's own and is left alone.
 
@@ -49,7 +49,9 @@ def prepare(config: RunConfig) -> None:
     if config.data.train.generate is not None:
         generator: DocumentGenerator = generators.build(config.data.train.generate.spec())
         _prepare_tokenizer(config.tokenizer.spec(), generator)
-        _prepare_probe(config.evaluation.get("probe"), generator)
+        for name, key in (("probe", "train"), ("zero_shot", "images")):
+            if name in config.evaluation:
+                _prepare_probe(Path(config.evaluation[name][key]), generator)
 
 
 def _prepare_documents(out: Path, spec: dict[str, Any]) -> None:
@@ -75,11 +77,9 @@ def _prepare_tokenizer(spec: dict[str, Any], generator: DocumentGenerator) -> No
         _make(path, settings, _record(path), train)
 
 
-def _prepare_probe(probe: dict[str, Any] | None, generator: DocumentGenerator) -> None:
-    """Write the probe's image folders, ``train`` and ``val`` side by side."""
-    if probe is None:
-        return
-    folder = Path(probe["train"]).parent
+def _prepare_probe(images: Path, generator: DocumentGenerator) -> None:
+    """Write the probe's image folders, ``train`` and ``val`` side by side, of which ``images`` is one."""
+    folder = images.parent
     settings = generator.probe_settings()
 
     def write() -> None:
@@ -90,7 +90,7 @@ def _prepare_probe(probe: dict[str, Any] | None, generator: DocumentGenerator) -
         _record(folder).write_text(json.dumps(settings))
         generator.write_probe(str(folder))
 
-    if _record(folder).exists() or not Path(probe["train"]).exists():
+    if _record(folder).exists() or not images.exists():
         _make(folder, settings, _record(folder), write)
 
 

@@ -168,3 +168,13 @@ def test_more_than_generated_pictures_is_not_deleted(run: Any, tmp_path: Path, e
     (tmp_path / "data/probe/mine.txt").write_text("mine")
     with pytest.raises(DataError, match="holds more than generated pictures"):
         prepare(with_documents(run, 40, image_size=32))
+
+
+def test_the_images_of_zero_shot_are_made_too(run: Any, monkeypatch: pytest.MonkeyPatch):
+    made: list[Path] = []
+    monkeypatch.setattr(module, "_make", lambda path, *_: made.append(path))
+    images = Path(run.evaluation["probe"]["val"])
+    prepare(run.model_copy(update={"evaluation": {"zero_shot": {"images": str(images)}}}))
+    assert made[-1] == images.parent
+    prepare(run.model_copy(update={"evaluation": {}}))
+    assert made[-1].name == "tokenizer.json"

@@ -37,7 +37,7 @@ KS = (1, 5, 10)
 
 
 @dataclass
-class Captioned:
+class CaptionedImages:
     """Images with their captions, and the features of both.
 
     Attributes:
@@ -136,7 +136,7 @@ class CaptionRetrieval(Evaluation):
             "skipped": found.skipped,
         }
 
-    def _collect(self, model: Method, stream: DocumentStream) -> Captioned:
+    def _collect(self, model: Method, stream: DocumentStream) -> CaptionedImages:
         """Features of this rank's documents, every W-th, joined over ranks in the documents' order."""
         rank, size = world()
         total = min(stream.num_samples, self.max_images or stream.num_samples)
@@ -148,10 +148,10 @@ class CaptionRetrieval(Evaluation):
         rows = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
         counts = {reason: sum(part[reason] for _, part in gathered) for reason in skipped}
         if not rows:
-            return Captioned([], torch.empty(0, 1), torch.empty(0, 1), torch.empty(0), counts)
+            return CaptionedImages([], torch.empty(0, 1), torch.empty(0, 1), torch.empty(0), counts)
         owners = [torch.full((len(row[3]),), number) for number, row in enumerate(rows)]
         images, captions = torch.stack([row[2] for row in rows]), torch.cat([row[3] for row in rows])
-        return Captioned([row[1] for row in rows], images, captions, torch.cat(owners), counts)
+        return CaptionedImages([row[1] for row in rows], images, captions, torch.cat(owners), counts)
 
     def _features(
         self, model: Method, stream: DocumentStream, numbers: Sequence[int], skipped: dict[str, int]
@@ -189,7 +189,7 @@ class CaptionRetrieval(Evaluation):
         ids = self.tokenizer.encode(caption)[:CONTEXT_TOKENS]
         self.gallery.cards[document.id, 0] = Card(thumbnail(pixels), ids)
 
-    def _write_gallery(self, found: Captioned, folder: Path) -> None:
+    def _write_gallery(self, found: CaptionedImages, folder: Path) -> None:
         """Each image with its first caption."""
         owners = found.owners.tolist()
         firsts = [owners.index(number) for number in range(len(found.ids))]
@@ -212,7 +212,7 @@ class CaptionRetrieval(Evaluation):
         return f"TR, IR: {result['images']:,} images with {result['captions']:,} captions{left_out_text}"
 
 
-def outcomes_of(found: Captioned, image_ranks: Tensor, caption_ranks: Tensor) -> Outcomes:
+def outcomes_of(found: CaptionedImages, image_ranks: Tensor, caption_ranks: Tensor) -> Outcomes:
     """Recalls by image: whether it found a caption of its own, and how many of its captions found it."""
     counts = torch.bincount(found.owners, minlength=len(found.ids))
     tallies = {}

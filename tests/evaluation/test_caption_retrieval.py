@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.errors import ConfigError, DataError
-from lcl_composer.evaluation.caption_retrieval import Captioned, CaptionRetrieval, chances, outcomes_of
+from lcl_composer.evaluation.caption_retrieval import CaptionedImages, CaptionRetrieval, chances, outcomes_of
 from lcl_composer.evaluation.metrics import TIE, caption_ranks
 from lcl_composer.evaluation.outcomes import read_outcomes
 from lcl_composer.methods.emu import Emu
@@ -55,7 +55,7 @@ def test_a_case_by_hand() -> None:
     of_images, of_captions = caption_ranks(images, captions, owners)
     assert of_images.tolist() == [1, 1]  # the third is nearer to 0 than the first; the second nearest to 1
     assert of_captions.tolist() == [0, 1, 1, 0]
-    found = outcomes_of(Captioned(["a", "b"], images, captions, owners), of_images, of_captions)
+    found = outcomes_of(CaptionedImages(["a", "b"], images, captions, owners), of_images, of_captions)
     values = {name: tally.value for name, tally in found.tallies.items()}
     assert (values["image_to_text/recall@1"], values["text_to_image/recall@1"]) == (0.0, 0.5)
     assert (values["image_to_text/recall@5"], values["text_to_image/recall@5"]) == (1.0, 1.0)
