@@ -35,9 +35,9 @@ def prepare(config: RunConfig) -> None:
     """Fill what is missing from ``data.*.generate``; do nothing for real data.
 
     Documents go to ``data.*.local``, a BPE trained on the training documents to ``tokenizer.path``, and a
-    labelled image set to the folder of ``evaluation.probe`` and ``evaluation.zero_shot``. One process a node should call this, before
-    the others look; where several runs want the same, one makes it and the others wait. A tokenizer or image
-    set without a record is the user's own and is left alone.
+    labelled image set to the folder of ``evaluation.probe`` and of ``evaluation.zero_shot``. One process a
+    node should call this, before the others look; where several runs want the same, one makes it and the
+    others wait. A tokenizer or image set without a record is the user's own and is left alone.
 
     Raises:
         DataError: If a folder holds something that no generator made, or a run uses what is there and was
