@@ -99,6 +99,16 @@ def test_scores_that_are_no_shares_stay_as_they_are(tmp_path: Path) -> None:
     assert (row.group, row.label, row.unit, row.cells[0].text) == ("write: caption", "Cider", "", "1.23")
 
 
+def test_chance_stands_beside_the_number_that_it_belongs_to(tmp_path: Path) -> None:
+    entry = read_entry("lcl", "retrieval", write_run(tmp_path, "a", evaluation={"retrieval": {}}))
+    rows = rows_of([entry], ["lcl"], "retrieval")
+    assert [(row.label, row.note) for row in rows[:2]] == [
+        ("Text to image, recall@1", "chance 0.391"),
+        ("Text to image, recall@5", "chance 1.95"),
+    ]
+    assert len(rows) == 6
+
+
 def test_the_page_shows_all_of_it(tmp_path: Path) -> None:
     entries = entries_of(tmp_path)
     written = [{"id": "1", "file": "captions/0.jpg", "text": "a red dog", "references": ["a dog", "one dog"]}]
