@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,19 @@ NOT_FETCHED = [
 ]
 
 
+#: An encoder of some size in place of one that a run exported.
+NOT_EXPORTED = ["model.encoder.name=timm", "model.encoder.model_name=vit_tiny_patch16_224"]
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(YAMLS)))
 def test_every_experiment_builds_its_model(path: Path):
     wants_data = "???" in _text(path) and "streams:" not in path.read_text()
-    fetched = "language_model: {pretrained:" in path.read_text()
-    run = compose(path, ["data.train.local=data"] * wants_data + NOT_FETCHED * fetched).run
+    fetched = re.search(r"language_model: \{.*pretrained:", path.read_text()) is not None
+    overrides = ["data.train.local=data"] * wants_data + NOT_FETCHED * fetched
+    if "name: exported" in _text(path):
+        size = compose(path).run.data.image_size
+        overrides += [*NOT_EXPORTED, f"model.encoder.image_size={size}"]
+    run = compose(path, overrides).run
     vocab_size = CLIPTokenizer.vocab_size if run.tokenizer.name == "clip" else 1024
     with torch.device("meta"):
         model = build_model(run, vocab_size)

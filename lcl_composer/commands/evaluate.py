@@ -81,7 +81,8 @@ def write_results(entrants: Sequence[Entrant], jobs: Sequence[Job], out: Path) -
         (out / "index.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
-    _print(entries, results)
+    if entries:
+        _print(entries, results)
     typer.echo(f"{out / 'index.html'}: {len(entries)} of {len(jobs)} runs; numbers in {out / 'results.json'}")
 
 
