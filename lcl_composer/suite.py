@@ -35,8 +35,12 @@ _SIGNALLED = 128
 #: Characters of an encoder's digest in the name of a run.
 _DIGEST = 8
 
-#: Settings that a finished run need not share with what is asked for: they measure nothing.
-_ANY = r"run_name|save_\w+|autoresume|progress_bar|log_to_console|loggers\..*|evaluation\..*|.*\.num_workers"
+#: Settings that a finished run need not share with what is asked for: they change no number, or, as the
+#: encoder's place, stand for what the digest in the run's name says.
+_ANY = (
+    r"run_name|save_\w+|autoresume|progress_bar|log_to_console|loggers\..*|evaluation\..*|.*\.num_workers|"
+    r"model\.encoder\.folder"
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ def test_a_run_with_other_settings_is_not_taken_for_it(job: Job) -> None:
     assert not is_finished(measured)  # the run measures anew, without training
     (folder / "summary.json").write_text("{")
     assert not is_finished(job)
+
+
+def test_an_encoder_that_was_moved_is_the_same_one(job: Job) -> None:
+    exported = [replace(job.entrant, spec={"name": "exported", "folder": place}) for place in "ab"]
+    before, now = (Job(job.suite, job.task, entrant) for entrant in exported)
+    finish(before)
+    assert is_finished(now)
 
 
 def test_the_others_go_on_where_one_fails(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
