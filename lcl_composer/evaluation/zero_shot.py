@@ -211,7 +211,8 @@ class Prompted:
         names: NameSet | Mapping[str, str],
         batch_size: int,
     ):
-        self._place, self._size, self.layout, self._names = images, image_size, layout, names
+        self._place, self._size, self.layout = images, image_size, layout
+        self._names: NameSet | Mapping[str, str] = names
         self.templates, self.batch_size = templates_of(templates), batch_size
 
     @cached_property

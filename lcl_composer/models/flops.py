@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lcl_composer.models.encoder import Encoder
     from lcl_composer.models.language_model import TransformersLM
     from lcl_composer.models.pooler import AttentivePooler
+    from lcl_composer.models.text_encoder import TextEncoder
 
 
 def encoder_flops(encoder: Encoder) -> int:
@@ -53,7 +54,9 @@ def pooler_flops(pooler: AttentivePooler, tokens: int, batch: PackedBatch) -> in
     return len(batch["pixel_values"]) * values + paired * latent + read * slots
 
 
-def language_model_flops(language_model: TransformersLM, lengths: Sequence[int], causal: bool = True) -> int:
+def language_model_flops(
+    language_model: TransformersLM | TextEncoder, lengths: Sequence[int], causal: bool = True
+) -> int:
     """Operations of a batch's forward: matrices a token, attention a document.
 
     A query at position t attends to t + 1 keys, or to all of its document; both its products with keys and

@@ -257,7 +257,7 @@ class _PackedAttention(TorchFunctionMode):
             attn_mask.shape[-2] != 1 or attn_mask.shape[-1] not in (1, query.shape[2])
         ):
             raise _cannot_run_packed(self.model_type, "its attention has a bias or a window")
-        attended, _ = packed_causal_attention(
+        attended_1THd = packed_causal_attention(
             nn.Identity(), query, key, value, None, dropout_p, scale, self.packing
-        )
-        return attended.transpose(1, 2)
+        )[0]
+        return attended_1THd.transpose(1, 2)
