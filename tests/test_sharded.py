@@ -60,7 +60,12 @@ def test_tensors_of_two_ranks_are_put_together(tmp_path: Path) -> None:
 def test_a_run_with_sharded_checkpoints_is_exported(tmp_path: Path) -> None:
     config = config_of()
     model = model_of(config)
-    folder = save_alone(tmp_path / "runs/tiny/checkpoints/ep0-ba5", contents(model, config))
+    values = contents(model, config)
+    name = "encoder.backbone.pos_embed"
+    average = {name: model.state_dict()[name] + 1.0}
+    values["state"]["algorithms"] = [("EMA", {"average": average, "in_model": False}), ("Other", {"x": 1})]
+    folder = save_alone(tmp_path / "runs/tiny/checkpoints/ep0-ba5", values)
+    assert torch.equal(read_model_state(folder, "ema")[name], average[name])
     assert read_model_state(folder).keys() == model.state_dict().keys()
     assert read_begun(folder).settings["method"]["name"] == "lcl"
     assert (progress := read_progress(folder)) is not None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +71,26 @@ def write_onnx(taken: Taken, folder: Path) -> str:
     )
 
 
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep notes of libraries on their own work off the terminal; errors are raised."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _export(module: nn.Module, pixels: Tensor, path: Path, names: list[str]) -> None:
     """Write a graph whose first axis is free; raises ConfigError if torch cannot trace the module."""
     size = sum(parameter.nbytes for parameter in module.parameters())
     batch: Any = torch.export.Dim("batch", min=1, max=_MOST_IMAGES)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet("onnxscript", "onnx_ir", "torch.onnx"):
             warnings.simplefilter("ignore")  # of torch's own making
             torch.onnx.export(
                 module,

@@ -59,7 +59,7 @@ def export_run(
     module, _, name = FORMATS[format].partition(":")
     write: Callable[[Taken, Path], str] = getattr(importlib.import_module(module), name)
     with whole_folder(out) as partial:
-        usage = write(taken, partial).replace(str(partial), str(out))
+        usage = _at_home(write(taken, partial), partial, out, push)
         write_card(
             taken,
             partial,
@@ -71,6 +71,13 @@ def export_run(
     if push:
         upload(out, push)
     return out
+
+
+def _at_home(usage: str, written: Path, out: Path, push: str | None) -> str:
+    """The lines of code with the place where the folder will be found."""
+    if push is None:
+        return usage.replace(str(written), str(out))
+    return usage.replace(f"local-dir:{written}", f"hf-hub:{push}").replace(str(written), push)
 
 
 def _command(run: str | Path, out: Path, format: str, weights: str) -> str:

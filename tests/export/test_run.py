@@ -184,6 +184,7 @@ def test_push(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["export", str(run), str(out), "--format", "hf", "--push", "me/tiny"])
     assert result.output == f"wrote {out}\npushed to me/tiny\n"
+    assert 'AutoModel.from_pretrained("me/tiny")' in (out / "README.md").read_text()
     files = ["README.md", "config.json", "model.safetensors"]
     assert Hub.calls == [("create", "me/tiny", True, True), ("upload", "me/tiny", files)]
     with pytest.raises(
