@@ -275,6 +275,8 @@ class ZeroShot(Evaluation):
         found = self.prompted.measure(model)
         if world()[0] == 0:
             tallies = {f"top{k}": Tally((found.ranks < k).float().tolist()) for k in (1, 5)}
+            share = 1 / torch.bincount(found.labels)[found.labels]  # of an image in its class
+            tallies["mean_top1"] = Tally(((found.ranks == 0) * share).tolist(), share.tolist())
             images = [str(Path(path).relative_to(self.prompted.images.root)) for path, _ in self._samples]
             labels, predicted = found.labels.tolist(), found.predicted.tolist()
             outcomes = Outcomes(images, tallies, self.prompted.names, labels, predicted)

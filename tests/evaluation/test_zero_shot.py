@@ -127,7 +127,9 @@ def test_an_evaluation_measures_writes_and_reads_well(name: str, tmp_path: Path)
     assert (result["images"], result["classes"], result["templates"], result["top5"]) == (9, 3, 2, 1.0)
     outcomes = read_outcomes(tmp_path, "zero_shot")
     assert outcomes is not None
-    assert outcomes.tallies["top1"].value == pytest.approx(result["top1"])
+    for name, tally in outcomes.tallies.items():
+        assert tally.value == pytest.approx(result[name])
+    assert outcomes.tallies.keys() == {"top1", "top5", "mean_top1"}
     assert (outcomes.classes, outcomes.images[0]) == (["2", "3 4", "5"], "2/0.png")
     right = [a == b for a, b in zip(outcomes.labels, outcomes.predicted, strict=True)]
     assert sum(right) / 9 == pytest.approx(result["top1"])
