@@ -278,8 +278,10 @@ evaluations: Registry[Any] = Registry(
     "evaluation",
     {
         "caption_retrieval": "lcl_composer.evaluation.caption_retrieval:CaptionRetrieval",
+        "captioning": "lcl_composer.evaluation.captioning:Captioning",
         "probe": "lcl_composer.evaluation.probe_trained:FrozenProbe",
         "retrieval": "lcl_composer.evaluation.held_out:HeldOutRetrieval",
+        "vqa": "lcl_composer.evaluation.answering:Answering",
         "zero_shot": "lcl_composer.evaluation.zero_shot:ZeroShot",
     },
     injected=("image_size", "layout", "tokenizer"),

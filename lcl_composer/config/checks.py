@@ -11,6 +11,14 @@ from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import ConfigError
 from lcl_composer.registry import Registry, encoders, language_models, methods
 
+#: What evaluations, and callbacks of their names, do with ``data.eval``.
+_HELD_OUT = {
+    "caption_retrieval": "searches",
+    "captioning": "writes about",
+    "retrieval": "searches",
+    "vqa": "is asked about",
+}
+
 
 def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     """Yield the key and the message of every relation that does not hold."""
@@ -25,9 +33,8 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     if {"image_resolution", "patch_dropout"} <= set(run.algorithms):
         yield ("algorithms", "patch_dropout"), "does not go together with image_resolution; remove one"
     for section in ("evaluation", "callbacks"):
-        for name in {"retrieval", "caption_retrieval"} & set(getattr(run, section)):
-            if run.data.eval is None:
-                yield (section, name), "searches held-out documents; set data.eval"
+        for name in _HELD_OUT.keys() & set(getattr(run, section)) if run.data.eval is None else ():
+            yield (section, name), f"{_HELD_OUT[name]} held-out documents; set data.eval"
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"

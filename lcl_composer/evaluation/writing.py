@@ -1,0 +1,166 @@
+"""What a model writes about held-out images: on all ranks, beside what people wrote, in a file to look at."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.collate import num_samples, split_batch
+from lcl_composer.data.document import Text
+from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.evaluation.evaluation import Evaluation
+from lcl_composer.evaluation.gallery import thumbnail
+from lcl_composer.evaluation.gather import gather_objects, world
+from lcl_composer.evaluation.quiet import device_of
+from lcl_composer.evaluation.retrieval import to_device
+from lcl_composer.methods.caption import Caption
+from lcl_composer.models.writer import Decoding
+from lcl_composer.nodes import on_first_rank
+
+if TYPE_CHECKING:
+    from lcl_composer.methods.method import Method
+
+#: Images of which a small picture is kept.
+PICTURES = 24
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written about an image.
+
+    Attributes:
+        id: The document's id.
+        text: What the model wrote.
+        texts: The texts of the document.
+        pixels: The image, small, uint8 [h, w, 3]; None beyond the first :data:`PICTURES`.
+    """
+
+    id: str
+    text: str
+    texts: Sequence[str]
+    pixels: np.ndarray | None
+
+
+class Writing(Evaluation):
+    """Writes about each document of ``data.eval`` and compares.
+
+    Attributes:
+        name: The evaluation's name in ``evaluation:``.
+        file: Name of the file of what was written, and of the folder of pictures, in the run folder.
+
+    Args:
+        tokenizer: That of the run.
+        decoding: How to write.
+        max_documents: The first documents of ``data.eval`` alone, on any number of ranks; None: all.
+        batch_size: Documents that a rank writes about at once.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str]
+
+    def __init__(
+        self, tokenizer: Tokenizer, decoding: Decoding, max_documents: int | None, batch_size: int
+    ) -> None:
+        if batch_size < 1 or (max_documents is not None and max_documents < 1):
+            raise ConfigError(
+                f"evaluation.{self.name}: batch_size={batch_size}, max_documents={max_documents}; need >= 1"
+            )
+        self.tokenizer, self.decoding = tokenizer, decoding
+        self.max_documents, self.batch_size = max_documents, batch_size
+
+    @abstractmethod
+    def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
+        """The result, on the first rank; ``written`` is not empty."""
+
+    def measure(
+        self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path
+    ) -> dict[str, Any] | None:
+        """Write on all ranks, compare on the first.
+
+        Raises:
+            DataError: If no document can be written about, or two have one id.
+        """
+        if held_out is None:
+            return None
+        assert isinstance(model, Caption), "start() checks it"
+        rows = self._write(model, held_out)
+
+        def compare() -> dict[str, Any]:
+            names = [name for name, _, _ in rows]
+            if not names:
+                raise DataError(
+                    f"evaluation.{self.name}: data.eval holds no document that can be written about"
+                )
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"evaluation.{self.name}: two documents of data.eval have the id {twice!r}")
+            texts = texts_of(held_out, names)
+            return self.compare([Written(n, text, texts[n], small) for n, text, small in rows], folder)
+
+        return on_first_rank(compare)
+
+    def _write(
+        self, model: Caption, held_out: Iterable[PackedBatch]
+    ) -> list[tuple[str, str, np.ndarray | None]]:
+        """Id, text and picture of each document, in the order of ``data.eval``, on all ranks."""
+        (rank, ranks), device, seen = world(), device_of(model), 0
+        found: list[tuple[tuple[int, int, int], str, str, np.ndarray | None]] = []
+        for number, batch in enumerate(held_out):
+            images = iter(batch["pixel_values"])
+            parts = split_batch(batch, self.batch_size)
+            ids = [i for p in parts for i in model.write(to_device(p, device), self.tokenizer, self.decoding)]
+            for place, (name, length) in enumerate(zip(batch["ids"], batch["lengths"], strict=True)):
+                if length:
+                    pixels = next(images)
+                    small = thumbnail(pixels) if len(found) < PICTURES else None
+                    text = " ".join(self.tokenizer.decode(ids[place]).split())
+                    found.append(((number, rank, place), name, text, small))
+            seen += ranks * num_samples(batch)
+            if self.max_documents is not None and seen >= self.max_documents:
+                break
+        whole = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row[0])
+        return [row[1:] for row in whole[: self.max_documents]]
+
+    def keep(self, written: Sequence[Written], lines: Sequence[dict[str, Any]], folder: Path) -> None:
+        """Write a line for each, and pictures of the first ones.
+
+        Args:
+            written: What was written.
+            lines: What is to be said of each, after its id.
+            folder: The run folder.
+        """
+        (folder / self.file).mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{self.file}.jsonl", "w", encoding="utf-8") as file:
+            for number, (row, line) in enumerate(zip(written, lines, strict=True)):
+                facts = {"id": row.id, **line}
+                if row.pixels is not None and number < PICTURES:
+                    facts["image"] = f"{self.file}/{number:03d}.jpg"
+                    Image.fromarray(row.pixels).save(folder / facts["image"], quality=90)
+                file.write(json.dumps(facts, ensure_ascii=False) + "\n")
+
+
+def texts_of(held_out: Any, names: Collection[str]) -> dict[str, list[str]]:
+    """The texts of some documents of a loader by id, as they were written; read until all are found.
+
+    Args:
+        held_out: The loader of ``data.eval``, whose batches hold the one text that was drawn, in tokens.
+        names: Ids of documents in it.
+    """
+    missing, found = set(names), {}
+    for index in range(held_out.dataset.num_samples):
+        if not missing:
+            break
+        document = held_out.dataset.document(index)
+        if document.id in missing:
+            found[document.id] = [s.text for s in document.segments if isinstance(s, Text)]
+            missing.remove(document.id)
+    return found
