@@ -6,6 +6,7 @@ from ast import literal_eval
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,9 @@ from lcl_composer.convert.pairs import PairSource, check_facts
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected
 from lcl_composer.convert.tables import SUFFIXES, check_columns, table_parts, table_rows
-from lcl_composer.convert.text import caption_text, display_name
+from lcl_composer.convert.text import caption_text, display_name, one_line
 from lcl_composer.convert.urls import image_of
+from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.errors import DataError
 
 
@@ -29,12 +31,17 @@ class Table(PairSource):
     a URL whose download lies in the image folder under the SHA-256 of the URL. Rows of one caption are
     held out together, whatever its letters' case.
 
+    With a question column a row is one document: the fixed image, the question, and each of the answers in
+    the caption column, as texts or as the objects with ``answer`` that VQA's files have. Questions about one
+    image are held out together.
+
     Args:
         source: A ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.arrow`` file, or a folder that is
             searched for them.
         images: Folder that paths of images start from, and that none may leave; None: where the tables are.
         image_column: Column of paths, URLs or bytes.
-        caption_column: Column of captions.
+        caption_column: Column of captions, or of answers.
+        question_column: Column of questions; None: the table has captions.
         similarity_column: Column of the similarity of image and caption.
         language_column: Column of the caption's language.
         min_similarity: Rows of a lower similarity, or of none, are dropped; None to keep all.
@@ -44,12 +51,19 @@ class Table(PairSource):
     images: Path | None = None
     image_column: str = "image"
     caption_column: str = "caption"
+    question_column: str | None = None
     similarity_column: str = "similarity"
     language_column: str = "language"
 
     kind: ClassVar[str] = "table"
     reads: ClassVar[frozenset[str]] = SUFFIXES | IMAGE_SUFFIXES
     hint: ClassVar[str] = "name the columns with --image-column and --caption-column"
+
+    @property
+    def _columns(self) -> list[str]:
+        """Those that a table must have."""
+        asked = [] if self.question_column is None else [self.question_column]
+        return [self.image_column, self.caption_column, *asked]
 
     @property
     def _root(self) -> Path:
@@ -69,29 +83,46 @@ class Table(PairSource):
         """Yield stretches of the tables, having looked for the two columns in each."""
         names = [self.source.name] if self.source.is_file() else walk(self.source, SUFFIXES, self.links_into)
         for name in names:
-            check_columns(self._root / name, [self.image_column, self.caption_column], self.hint)
+            check_columns(self._root / name, self._columns, self.hint)
             yield from table_parts(self._root, name)
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:
         """Yield the rows."""
-        columns = [self.image_column, self.caption_column, self.similarity_column, self.language_column]
+        columns = [*self._columns, self.similarity_column, self.language_column]
         for name, row in table_rows(self._root, part, columns, report):
             yield display_name(name), row
 
     def samples(self, name: str, record: dict[str, Any], report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a row, or one for each of the images or captions that it lists."""
+        facts = record.get(self.similarity_column), record.get(self.language_column)
+        if self.question_column is not None:
+            check_facts(self, *facts, report)
+            yield self._asked(name, record.get(self.question_column), record)
+            return
         images, captions = _list(record.get(self.image_column)), _list(record.get(self.caption_column))
         count = max(len(images), len(captions))
         if {len(images), len(captions)} - {1, count}:
             raise Rejected("lists of images and captions of unequal length")
-        language = record.get(self.language_column)
-        check_facts(self, record.get(self.similarity_column), language, report)
+        check_facts(self, *facts, report)
         key = caption_text(captions[0]).casefold()
         for number in range(count):
             caption = caption_text(captions[number if len(captions) > 1 else 0])
             image = image_of(images[number if len(images) > 1 else 0], self.images or self._root, self.rules)
             pair = self.pair(name if count == 1 else f"{name}/{number}", image, caption)
             yield replace(pair, key=key)
+
+    def _asked(self, name: str, question: Any, record: dict[str, Any]) -> Converted:
+        """The document of a row with a question."""
+        if not isinstance(question, str) or not question.strip():
+            raise Rejected("question missing")
+        given = _list(record.get(self.caption_column))
+        answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in given]
+        texts = [one_line(str(answer)) for answer in answers if answer is not None]
+        if not any(texts):
+            raise Rejected("answer missing")
+        image = image_of(record.get(self.image_column), self.images or self._root, self.rules)
+        segments = (Image(image), Text(one_line(question)), *(Text(text) for text in texts if text))
+        return Converted(Document(name, f"{self.source.name}/{name}", segments), sha256(image).hexdigest())
 
 
 def _list(value: Any) -> list[Any]:

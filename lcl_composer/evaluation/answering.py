@@ -52,6 +52,11 @@ class Answering(Writing):
         decoding = Decoding(max_new_tokens, beams, length_penalty)
         super().__init__(tokenizer, decoding, max_documents, batch_size)
 
+    def shown(self, row: Written) -> tuple[str, list[str]]:
+        """The question with the model's answer, and with each of people's."""
+        question, *answers = row.texts
+        return f"{question} {row.text}", [f"{question} {answer}" for answer in dict.fromkeys(answers)]
+
     def start(self, model: Method) -> None:
         """Raise ConfigError if the method answers no questions."""
         if not isinstance(model, VQA):
@@ -60,7 +65,7 @@ class Answering(Writing):
     def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
         """``accuracy`` (None where no question has several answers) and ``exact_match``, 0..1.
 
-        Beside them both of the commonest answer, said to every question.
+        Under ``chance/`` both of the commonest answer, said to every question.
         """
         answers = [[text for text in row.texts[1:] if text.strip()] for row in written]
         commonest = Counter(normalised(text) for several in answers for text in several).most_common(1)[0][0]
@@ -70,15 +75,10 @@ class Answering(Writing):
         several = max(map(len, answers)) > 1
         if several:
             tallies["accuracy"] = Tally(accuracy)
+        facts = zip(written, answers, accuracy, exact, strict=True)
         lines = [
-            {
-                "question": row.texts[0],
-                "answer": row.text,
-                "answers": given,
-                "accuracy": a,
-                "exact_match": bool(e),
-            }
-            for row, given, a, e in zip(written, answers, accuracy, exact, strict=True)
+            {"question": row.texts[0], "answer": row.text, "answers": given, "accuracy": a, "exact_match": e}
+            for row, given, a, e in facts
         ]
         self.keep(written, lines, folder)
         write_outcomes(Outcomes([row.id for row in written], tallies), folder, self.name)
@@ -87,8 +87,8 @@ class Answering(Writing):
             "accuracy": sum(accuracy) / count if several else None,
             "exact_match": sum(exact) / count,
             "commonest_answer": commonest,
-            "commonest/accuracy": sum(prior_accuracy) / count if several else None,
-            "commonest/exact_match": sum(prior_exact) / count,
+            "chance/accuracy": sum(prior_accuracy) / count if several else None,
+            "chance/exact_match": sum(prior_exact) / count,
             "questions": count,
             "fewest_answers": min(map(len, answers)),
         }
@@ -98,7 +98,7 @@ class Answering(Writing):
         rows = []
         for name, label in (("accuracy", "VQA accuracy"), ("exact_match", "Exact match of answers")):
             if result[name] is not None:
-                prior = result[f"commonest/{name}"]
+                prior = result[f"chance/{name}"]
                 compared = f"{prior:.1%} always {result['commonest_answer']!r}"
                 difference = f"{100 * (result[name] - prior):+.1f} points"
                 rows.append(Row(label, compared, f"{result[name]:.1%}", difference))
@@ -114,7 +114,5 @@ class Answering(Writing):
 
 def _measure(said: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[list[float], list[float]]:
     """VQA accuracy and exact match of each question."""
-    pairs = list(zip(said, answers, strict=True))
-    return [vqa_accuracy(s, given) for s, given in pairs], [
-        float(exact_match(s, given)) for s, given in pairs
-    ]
+    accuracy = [vqa_accuracy(text, given) for text, given in zip(said, answers, strict=True)]
+    return accuracy, [float(exact_match(text, given)) for text, given in zip(said, answers, strict=True)]

@@ -145,10 +145,14 @@ def _meteor(references: dict[int, list[str]], captions: dict[int, list[str]]) ->
     """METEOR 1.5; None where its program fails."""
     from pycocoevalcap.meteor.meteor import Meteor  # pyright: ignore[reportMissingTypeStubs]
 
+    # Its lines are fields between these bars.
+    plain = {n: [text.replace("|||", "") for text in texts] for n, texts in references.items()}
+    scorer = Meteor()
     try:
-        # Its lines are fields between these bars.
-        plain = {n: [text.replace("|||", "") for text in texts] for n, texts in references.items()}
-        return float(Meteor().compute_score(plain, captions)[0])
+        return float(scorer.compute_score(plain, captions)[0])
     except (OSError, ValueError) as error:
         log.warning("METEOR failed (%s) and is left out", error)
         return None
+    finally:
+        if scorer.lock.locked():  # after a failure; its end would wait for the lock for ever
+            scorer.lock.release()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: How ``lcl convert nocaps`` begins an id.
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 #: CIDEr of each caption with the references of another image.
-ELSEWHERE = "other_image/CIDEr"
+ELSEWHERE = "chance/CIDEr"
 
 
 class Captioning(Writing):
@@ -74,7 +74,10 @@ class Captioning(Writing):
             )
 
     def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
-        """Scores by name, each also as ``<domain>/<name>``, the number of images, the tokenizer."""
+        """Scores by name, each also as ``<domain>/<name>``, the number of images, the tokenizer.
+
+        ``chance/CIDEr`` is that of the same captions with the references of another image.
+        """
         references = [[text for text in row.texts if text.strip()] for row in written]
         words = to_words([row.text for row in written], references)
         scores = score(words, self.meteor)
@@ -110,10 +113,8 @@ class Captioning(Writing):
                 continue
             value, compared, difference = 100 * result[name], "", ""
             if name == "CIDEr" and elsewhere is not None:
-                compared, difference = (
-                    f"{100 * elsewhere:.1f} of another image",
-                    f"{value - 100 * elsewhere:+.1f}",
-                )
+                compared = f"{100 * elsewhere:.1f} of another image"
+                difference = f"{value - 100 * elsewhere:+.1f}"
             rows.append(Row(name, compared, f"{value:.1f}", difference))
         for domain in DOMAINS:
             if f"{domain}/CIDEr" in result:

@@ -72,7 +72,7 @@ def _patterns() -> Iterator[str]:
     yield r"(?-i:[A-Z]+(?:(?:&amp;|&)[A-Z]+)+)|c\+\+|[cf]#"
     # Words.
     yield _JOINED
-    yield rf"{_LETTER}{_SIGN}*(?:\.{_LETTER}{_SIGN}*)+|[\w-]+\.(?:txt|html?|pdf|png|gif|jpe?g)\b"
+    yield rf"{_LETTER}{_SIGN}*(?:\.{_LETTER}{_SIGN}*)+|(?:{_SIGN}|-)+\.(?:txt|html?|pdf|png|gif|jpe?g)\b"
     yield rf"{_LETTER}+[!?]{_LETTER}{_SIGN}*"
     # Smileys and punctuation.
     yield rf">?[:;=]['-]?[()\[\]|DP3@]{_END}|-_-|\^_\^|>_<"
@@ -85,7 +85,7 @@ _TOKENS = [regex.compile(pattern, regex.IGNORECASE) for pattern in _patterns()]
 #: How tokens are written that are not themselves; "" for what is taken away with the punctuation.
 _WRITTEN = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
-    "£": "#", "€": "$", "₹": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3",
+    "£": "#", "€": "$", "₹": "", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3",
     "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "&apos;": "", "&nbsp;": "",
     **dict.fromkeys(["'", '"', "`", "''", "``", *"“”‘’‛«»‹›.?!,:-–—…;"], ""),
 }  # fmt: skip

@@ -78,6 +78,10 @@ class Writing(Evaluation):
         self.tokenizer, self.decoding = tokenizer, decoding
         self.max_documents, self.batch_size = max_documents, batch_size
 
+    def shown(self, row: Written) -> tuple[str, list[str]]:
+        """What a page says below a picture: what the model wrote, and what people did."""
+        return row.text, list(row.texts)
+
     @abstractmethod
     def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
         """The result, on the first rank; ``written`` is not empty."""
@@ -96,12 +100,11 @@ class Writing(Evaluation):
         rows = self._write(model, held_out)
 
         def compare() -> dict[str, Any]:
-            names = [name for name, _, _ in rows]
+            names = Counter(name for name, _, _ in rows)
             if not names:
-                raise DataError(
-                    f"evaluation.{self.name}: data.eval holds no document that can be written about"
-                )
-            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"evaluation.{self.name}: data.eval holds no document to write about")
+            if len(names) < len(rows):
+                twice = names.most_common(1)[0][0]
                 raise DataError(f"evaluation.{self.name}: two documents of data.eval have the id {twice!r}")
             texts = texts_of(held_out, names)
             return self.compare([Written(n, text, texts[n], small) for n, text, small in rows], folder)
@@ -131,7 +134,7 @@ class Writing(Evaluation):
         return [row[1:] for row in whole[: self.max_documents]]
 
     def keep(self, written: Sequence[Written], lines: Sequence[dict[str, Any]], folder: Path) -> None:
-        """Write a line for each, and pictures of the first ones.
+        """Write a line for each, pictures of the first ones, and ``captions.json``, which pages read.
 
         Args:
             written: What was written.
@@ -139,13 +142,18 @@ class Writing(Evaluation):
             folder: The run folder.
         """
         (folder / self.file).mkdir(parents=True, exist_ok=True)
+        places, cards = {}, []
+        for number, row in enumerate(written[:PICTURES]):
+            if row.pixels is not None:
+                place = places[row.id] = f"{self.file}/{number:03d}.jpg"
+                Image.fromarray(row.pixels).save(folder / place, quality=90)
+                text, texts = self.shown(row)
+                cards.append({"id": row.id, "file": place, "text": text, "references": texts})
+        (folder / "captions.json").write_text(json.dumps(cards, ensure_ascii=False, indent=1), "utf-8")
         with open(folder / f"{self.file}.jsonl", "w", encoding="utf-8") as file:
-            for number, (row, line) in enumerate(zip(written, lines, strict=True)):
-                facts = {"id": row.id, **line}
-                if row.pixels is not None and number < PICTURES:
-                    facts["image"] = f"{self.file}/{number:03d}.jpg"
-                    Image.fromarray(row.pixels).save(folder / facts["image"], quality=90)
-                file.write(json.dumps(facts, ensure_ascii=False) + "\n")
+            for row, line in zip(written, lines, strict=True):
+                picture = {"image": places[row.id]} if row.id in places else {}
+                file.write(json.dumps({"id": row.id, **line, **picture}, ensure_ascii=False) + "\n")
 
 
 def texts_of(held_out: Any, names: Collection[str]) -> dict[str, list[str]]:

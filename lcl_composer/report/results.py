@@ -205,8 +205,9 @@ def direction(key: str) -> int:
     """1 if a metric of this name is better when higher, -1 if lower, 0 if the name does not say."""
     if re.search(r"(^|[/_])(chance|untrained)([/_]|$)", key):
         return 0
-    better = r"recall@|r@\d|accuracy|top[-_]?\d|(^|[/_])(probe|knn|map|bleu|cider|rouge|meteor)([/_\d-]|$)"
-    if re.search(better, key, re.IGNORECASE):
+    better = r"recall@|r@\d|accuracy|exact_match|top[-_]?\d"
+    words = r"(^|[/_])(probe|knn|map|bleu|cider|rouge|meteor)([/_\d-]|$)"
+    if re.search(f"{better}|{words}", key, re.IGNORECASE):
         return 1
     return -1 if re.search(r"loss|perplexity|error|entropy", key, re.IGNORECASE) else 0
 

@@ -16,7 +16,7 @@ from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.synthetic.classes import write_probe_images
 from lcl_composer.synthetic.scenes import Scene, draw_scene, render
-from lcl_composer.synthetic.text import after, before, opening
+from lcl_composer.synthetic.text import after, before, opening, question
 
 #: Raised whenever the same settings give other documents, so that folders of old ones are made anew.
 _VERSION = 1
@@ -83,6 +83,7 @@ class ShapesGenerator:
         floating: Pictures go before or after the text that follows them, drawn each epoch, as in MMC4.
         pairs: Yield the pictures of these documents one by one, each floating around all that its document
             says of it: for methods on pairs, from the same pictures and sentences.
+        questions: Yield them one by one, each with a question about it and the answer.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -99,6 +100,7 @@ class ShapesGenerator:
         max_groups: int = 3,
         floating: bool = False,
         pairs: bool = False,
+        questions: bool = False,
     ):
         if split not in ("train", "held_out"):
             raise ConfigError(f"shapes: split is {split!r}; use 'train' or 'held_out'")
@@ -116,11 +118,14 @@ class ShapesGenerator:
         self.max_images = max_images
         self.max_groups = max_groups
         self.floating = floating
-        self.pairs = pairs
+        if pairs and questions:
+            raise ConfigError("shapes: pairs and questions are two kinds of documents; set one of them")
+        self.pairs, self.questions = pairs, questions
 
     def settings(self) -> dict[str, Any]:
         """Return all that the documents depend on, as JSON values."""
-        return {**self.text_settings(), "pairs": self.pairs}
+        questions = {"questions": True} if self.questions else {}  # folders of before know no questions
+        return {**self.text_settings(), "pairs": self.pairs, **questions}
 
     def text_settings(self) -> dict[str, Any]:
         """Return the settings without ``pairs``, so that documents and their pairs share a tokenizer."""
@@ -137,22 +142,27 @@ class ShapesGenerator:
         return {"generator": "shapes", "version": _VERSION, **{name: getattr(self, name) for name in names}}
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents, ids ``shapes-<split>-000000`` and up, or their pairs, with ``#0`` and up."""
+        """Yield the documents, ids ``shapes-<split>-000000`` and up, or its pictures, ``#0`` and up."""
         source = f"generated shapes, seed {self.seed}"
         for index in range(self.documents_count):
             (start, pictures), rng = self._plan(index), self._stream(index, "render")
             drawn = [render(picture.scene, self.image_size, rng) for picture in pictures]
             name = f"shapes-{self.split}-{index:06d}"
-            if not self.pairs:
+            if not self.pairs and not self.questions:
                 yield Document(name, source, self._interleaved(_texts(start, pictures), drawn))
                 continue
+            rng = self._stream(index, "questions")
             for number, (picture, data) in enumerate(zip(pictures, drawn, strict=True)):
-                text = Text(f"{picture.before} {picture.after}")
-                yield Document(f"{name}#{number}", source, (Image(data, floats=True), text))
+                if self.questions:
+                    asked, answer = question(picture.scene, rng)
+                    segments = (Image(data), Text(asked), Text(answer))
+                else:
+                    segments = (Image(data, floats=True), Text(f"{picture.before} {picture.after}"))
+                yield Document(f"{name}#{number}", source, segments)
 
     def __len__(self) -> int:
         """How many :meth:`documents` yields."""
-        if not self.pairs:
+        if not self.pairs and not self.questions:
             return self.documents_count
         return sum(len(self._plan(index)[1]) for index in range(self.documents_count))
 

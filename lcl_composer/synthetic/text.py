@@ -60,6 +60,22 @@ def after(scene: Scene, hidden: Group | None, rng: Random) -> str:
     return f"{told} {rng.choice(facts)(scene, rng)}"
 
 
+def question(scene: Scene, rng: Random) -> tuple[str, str]:
+    """Return a question that the picture answers, and the answer, in a word."""
+    shapes = [group.shape for group in scene.groups]
+    group = rng.choice(scene.groups)
+    asked = [
+        (f"How many {group.colour} {_several(group.shape)} are there?", _NUMBERS[group.count]),
+        (f"What shape is {group.colour}?", group.shape),
+        ("How many shapes are there in all?", _NUMBERS[scene.objects]),
+        ("What colour is the background?", scene.background),
+    ]
+    if shapes.count(group.shape) == 1:
+        be = "is" if group.count == 1 else "are"
+        asked.append((f"What colour {be} the {_plural(group)}?", group.colour))
+    return rng.choice(asked)
+
+
 def _describe(group: Group, rng: Random) -> str:
     size = rng.choice(_SIZES[group.size])
     number = rng.choice(("a", "one")) if group.count == 1 else _NUMBERS[group.count]
@@ -69,7 +85,11 @@ def _describe(group: Group, rng: Random) -> str:
 def _plural(group: Group) -> str:
     if group.count == 1:
         return group.shape
-    return group.shape + ("es" if group.shape.endswith("s") else "s")
+    return _several(group.shape)
+
+
+def _several(shape: str) -> str:
+    return shape + ("es" if shape.endswith("s") else "s")
 
 
 def _at(group: Group, rng: Random) -> str:

@@ -318,3 +318,50 @@ def test_a_list_of_captions_may_be_written_out_in_csv(tmp_path, cell):
     write(images(tmp_path) / "t.csv", [("r.png", cell), ("r.png", "[sic] a [note]")])
     _, documents = run(Table(tmp_path / "set"), tmp_path)
     assert [shown(d)[1] for d in documents.values()] == ["A dog.", "It's red.", "[sic] a [note]"]
+
+
+def asked(tmp_path: Path, rows: list[dict], **options) -> tuple[ConversionReport, dict]:
+    """Convert questions in JSONL."""
+    path = images(tmp_path) / "vqa.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run(Table(path, question_column="q", caption_column="answers", **options), tmp_path)
+
+
+def test_a_question_and_all_answers_are_one_document(tmp_path):
+    told = [{"answer": "a cat", "answer_id": 1}, {"answer": "cat"}, {"answer": None}]
+    rows = [
+        {"image": "r.png", "q": "What\nis it?", "answers": ["red", "red", " "]},
+        {"image": "d/b.jpg", "q": "How many?", "answers": 2},
+        {"image": "d/b.jpg", "q": "Who?", "answers": told},
+    ]
+    _, documents = asked(tmp_path, rows)
+    assert [d.segments for d in documents.values()] == [
+        (Image(RED), Text("What is it?"), Text("red"), Text("red")),
+        (Image(BLUE), Text("How many?"), Text("2")),
+        (Image(BLUE), Text("Who?"), Text("a cat"), Text("cat")),
+    ]
+
+
+def test_questions_about_one_image_are_held_out_together(tmp_path):
+    rows = [{"image": name, "q": "Who?", "answers": ["x"]} for name in ("r.png", "d/b.jpg", "r.png")]
+    source = Table(images(tmp_path) / "vqa.jsonl", question_column="q", caption_column="answers")
+    source.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = ConversionReport("table", "here", {})
+    records = [record for part in source.parts() for record in source.records(part, report)]
+    keys = [sample.key for name, row in records for sample in source.samples(name, row, report)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_questions_that_lack_something_are_counted(tmp_path):
+    good = {"image": "r.png", "q": "Who?", "answers": ["x"]}
+    report, documents = asked(
+        tmp_path, [good, good | {"q": " "}, good | {"answers": [" "]}, good | {"image": "gone.png"}]
+    )
+    assert len(documents) == 1
+    assert dict(report.dropped) == {"question missing": 1, "answer missing": 1, "file missing": 1}
+
+
+def test_a_table_without_the_question_column_is_refused(tmp_path):
+    (images(tmp_path) / "t.csv").write_text("image,caption\nr.png,x\n")
+    with pytest.raises(DataError, match="no column 'q'"):
+        list(Table(tmp_path / "set/t.csv", question_column="q").parts())

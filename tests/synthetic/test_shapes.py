@@ -28,7 +28,7 @@ from lcl_composer.synthetic.scenes import (
     split_of,
 )
 from lcl_composer.synthetic.shapes import ShapesGenerator, generate_documents
-from lcl_composer.synthetic.text import _OPENINGS, after, before
+from lcl_composer.synthetic.text import _OPENINGS, after, before, question
 
 
 def digest(documents: list[Document]) -> str:
@@ -225,3 +225,38 @@ def test_documents_and_pairs_have_the_tokenizer_in_common():
     assert documents.text_settings() == pairs.text_settings()
     assert list(documents.texts()) == list(pairs.texts())
     assert documents.text_settings() != ShapesGenerator(21).text_settings()
+
+
+def test_questions_are_about_the_pictures_of_the_documents_and_have_one_answer():
+    generator = ShapesGenerator(60, questions=True)
+    asked = list(generator.documents())
+    pictures = [image.data for document in ShapesGenerator(60).documents() for image in document.images]
+    assert [document.images[0].data for document in asked] == pictures
+    assert len(asked) == len(generator)
+    assert asked[0].to_record() == next(ShapesGenerator(60, questions=True).documents()).to_record()
+    answers: dict[str, set[str]] = {}
+    for document in asked:
+        question, answer = (s.text for s in document.segments if isinstance(s, Text))
+        answers.setdefault(" ".join(question.split()[:2]), set()).add(answer)
+    assert set(answers) == {"How many", "What shape", "What colour"}
+    assert answers["What shape"] <= set(SHAPES)
+    assert answers["What colour"] <= {*COLOURS, *BACKGROUNDS}
+    assert answers["How many"] <= {"one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+    with pytest.raises(ConfigError, match="set one of them"):
+        ShapesGenerator(1, pairs=True, questions=True)
+
+
+def test_answers_are_what_the_scene_holds():
+    crosses = Group(2, "small", "red", "cross", "top left")
+    scene = Scene("mint", (crosses, Group(1, "large", "blue", "ring", "top right")))
+    found = {question(scene, Random(seed)) for seed in range(200)}
+    assert found == {
+        ("How many red crosses are there?", "two"),
+        ("How many blue rings are there?", "one"),
+        ("What shape is red?", "cross"),
+        ("What shape is blue?", "ring"),
+        ("How many shapes are there in all?", "three"),
+        ("What colour is the background?", "mint"),
+        ("What colour are the crosses?", "red"),
+        ("What colour is the ring?", "blue"),
+    }
