@@ -95,6 +95,7 @@ def test_an_image_without_reference_is_refused() -> None:
         to_words(["a", "b"], [["a"], []])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_java(), reason="METEOR is a Java program")
 def test_meteor_and_the_tokenizer_where_java_is(monkeypatch: pytest.MonkeyPatch) -> None:
     words = to_words(["a dog runs", "a cat"], [["a dog runs", "a ||| dog"], ["the bird"]])
