@@ -1,14 +1,15 @@
-"""Microbatches and uneven ranks against one process with the whole batch, where nothing is contrasted."""
+"""Gradients over microbatches, uneven ranks and odd batches, against those of one process with all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.collate import bad_sample, collate, num_samples, split_batch
+from lcl_composer.data.collate import Sample, bad_sample, collate, num_samples, split_batch
 from lcl_composer.data.document import Document
 from lcl_composer.methods.method import Method
 from tests.algorithms.training import as_launched
@@ -57,20 +58,45 @@ def assert_microbatches_agree(
 
 
 def assert_ranks_agree(method: Callable[..., Method], ranks: int, made: Documents = random_document) -> None:
-    """The mean over ranks, which DDP takes, is the gradient of their documents together."""
-    found = run_ranks(ranks, _gradients_of_a_rank, method, made)
+    """The mean over ranks is the gradient of their documents together."""
+    mean = mean_over_ranks(partial(tiny_method, method), partial(_samples, method, made), ranks)
     for name, expected in whole_gradients(method, sum(UNEVEN[ranks]), made).items():
-        mean = torch.stack([of_rank[name] for of_rank in found]).mean(0)
-        torch.testing.assert_close(mean, expected, rtol=1e-3, atol=1e-6, msg=name)
+        torch.testing.assert_close(mean[name], expected, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def _samples(method: Callable[..., Method], made: Documents, count: int) -> list[Sample]:
+    layout = tiny_method(method).layout(TOKENIZER, RULES)
+    return [sample(made(number), layout) for number in range(count)]
+
+
+def mean_over_ranks(
+    model: Callable[[], Method], samples: Callable[[int], list[Sample]], ranks: int
+) -> dict[str, Tensor]:
+    """The gradients that DDP takes: the mean over UNEVEN ranks.
+
+    Args:
+        model: Makes the same model on each rank.
+        samples: Makes the first so many samples, which the ranks share in their order.
+        ranks: 2 or 4.
+    """
+    found = run_ranks(ranks, _gradients_of_a_rank, model, samples)
+    return {name: torch.stack([of_rank[name] for of_rank in found]).mean(0) for name in found[0]}
 
 
 def _gradients_of_a_rank(
-    rank: int, ranks: int, method: Callable[..., Method], made: Documents
+    rank: int, ranks: int, model: Callable[[], Method], samples: Callable[[int], list[Sample]]
 ) -> dict[str, Tensor]:
     as_launched(rank, ranks)
-    model, first = tiny_method(method), sum(UNEVEN[ranks][:rank])
-    layout = model.layout(TOKENIZER, RULES)
-    mine = [sample(made(first + i), layout) for i in range(UNEVEN[ranks][rank])]
-    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
-    model.loss(model(rows), rows)["total"].backward()
-    return gradients(model)
+    mine = samples(sum(UNEVEN[ranks][: rank + 1]))[sum(UNEVEN[ranks][:rank]) :]
+    bad = [bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine))]
+    return assert_every_parameter_gets_a_gradient(model(), collate([*mine, *bad]))
+
+
+def assert_every_parameter_gets_a_gradient(model: Method, rows: PackedBatch) -> dict[str, Tensor]:
+    """That of the total loss, by name; losses and gradients are finite."""
+    losses = model.loss(model(rows), rows)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    losses["total"].backward()
+    found = gradients(model)
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    return found

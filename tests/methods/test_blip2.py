@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,15 +21,13 @@ from lcl_composer.config import compose
 from lcl_composer.data.batch import IGNORE, PackedBatch
 from lcl_composer.data.collate import Sample, bad_sample, collate, num_samples, split_batch
 from lcl_composer.data.paired import Paired
-from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.blip2 import BLIP2
 from tests import runs
 from tests.algorithms import training
-from tests.algorithms.training import as_launched
-from tests.distributed import run_ranks
+from tests.methods.global_batch import UNEVEN, mean_over_ranks
 from tests.methods.test_hard_negatives import plain_draw
-from tests.methods.whole_runs import assert_resumes_exactly, pairs, settings
+from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
@@ -40,6 +37,7 @@ from tests.models.tiny import (
     bad_batch,
     document,
     gradients,
+    random_pair,
     sample,
     tiny_method,
 )
@@ -60,10 +58,9 @@ def model_of(**options: Any) -> BLIP2:
 def samples_of(count: int) -> list[Sample]:
     made = []
     for index in range(count):
-        rng = np.random.default_rng([5, index])
-        text = " ".join(map(str, rng.integers(1, 59, rng.integers(1, 9))))
-        made.append(sample(document(IMAGE, text, name=f"d{index}"), LAYOUT))
-        made[-1]["seeds"] = rng.integers(-(2**63), 2**63 - 1, 1)  # `sample` draws every document's alike
+        made.append(sample(random_pair(index), LAYOUT))
+        rng = np.random.default_rng(index)  # `sample` draws every document's alike
+        made[-1]["seeds"] = rng.integers(-(2**63), 2**63 - 1, 1)
     return made
 
 
@@ -173,29 +170,12 @@ def test_microbatches_add_up_to_losses_of_their_own() -> None:
         assert shares == pytest.approx(expected, rel=1e-5)
 
 
-#: Pairs of each rank of four documents; the others are bad, so that a rank may have none.
-UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
-
-
-def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, Tensor]:
-    """One rank's gradients; DDP takes their mean."""
-    as_launched(rank, ranks)
-    before = sum(UNEVEN[ranks][:rank])
-    mine = samples_of(8)[before : before + UNEVEN[ranks][rank]]
-    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
-    model = model_of()
-    model.loss(model(rows), rows)["total"].backward()
-    return gradients(model)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", UNEVEN)
 def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
-    found = run_ranks(ranks, gradients_of_a_rank)
-    model = model_of()
+    mean, model = mean_over_ranks(model_of, samples_of, ranks), model_of()
     loss = torch.stack(list(plain_losses(model, batch_of(sum(UNEVEN[ranks]))).values())).sum()
-    means = {name: torch.stack([of_rank[name] for of_rank in found]).mean(0) for name in found[0]}
-    assert_gradients(means, loss, model)
+    assert_gradients(mean, loss, model)
 
 
 def trained(model: BLIP2, micro: int, algorithms: list[Any], monkeypatch: Any) -> dict[str, Tensor]:
@@ -232,13 +212,6 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert sum(model.forward_flops(rows).values()) == counted - triangles - similarities
 
 
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield runs.write_data(tmp_path / "data", pairs(30))
-    clean_shared_memory()
-
-
 def values_of(data: Path, **changes: Any) -> dict[str, Any]:
     sizes = {"num_queries": 4, "query_layers": 1, "query_heads": 2}
     values = settings(data, {"name": "blip2", **sizes}, **changes)
@@ -246,8 +219,8 @@ def values_of(data: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
-def test_matching_under_grad_cache_is_refused(data: Path, tmp_path: Path) -> None:
-    values = values_of(data, device_train_microbatch_size=2, algorithms={"grad_cache": {}})
+def test_matching_under_grad_cache_is_refused(pair_data: Path, tmp_path: Path) -> None:
+    values = values_of(pair_data, device_train_microbatch_size=2, algorithms={"grad_cache": {}})
     with pytest.raises(ConfigError, match=r"grad_cache: cannot restore .* method\.matching_weight; set that"):
         compose(runs.write_yaml(tmp_path, values), [])
     values["method"]["matching_weight"] = 0.0
@@ -255,5 +228,5 @@ def test_matching_under_grad_cache_is_refused(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_resumes_exactly(data: Path, tmp_path: Path) -> None:
-    assert_resumes_exactly(tmp_path, values_of(data, device_train_microbatch_size=2))
+def test_a_run_resumes_exactly(pair_data: Path, tmp_path: Path) -> None:
+    assert_resumes_exactly(tmp_path, values_of(pair_data, device_train_microbatch_size=2))

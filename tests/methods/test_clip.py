@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.collate import Sample, bad_sample, collate, make_sample, num_samples, split_batch
+from lcl_composer.data.collate import Sample, collate, make_sample, num_samples, split_batch
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.paired import Paired
-from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.methods.clip import CLIP
 from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.open_clip import to_open_clip
-from tests import runs
-from tests.algorithms.training import as_launched
-from tests.distributed import run_ranks
+from tests.methods.global_batch import UNEVEN, assert_every_parameter_gets_a_gradient, mean_over_ranks
 from tests.methods.open_clips import same_clips
-from tests.methods.whole_runs import assert_resumes_exactly, pairs, settings
+from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
-    IMAGE_SIZE,
     RULES,
     TOKENIZER,
     bad_batch,
     document,
     gradients,
+    random_pair,
+    sample,
     tiny_encoder,
     tiny_language_model,
 )
@@ -51,14 +49,7 @@ def model_of(**options: Any) -> CLIP:
 
 
 def samples_of(count: int) -> list[Sample]:
-    rng = np.random.default_rng(0)
-    samples = []
-    for index in range(count):
-        text = " ".join(map(str, rng.integers(1, 59, rng.integers(1, 9))))
-        pixels = rng.integers(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
-        layout = PAIR(document(text, IMAGE, name=f"d{index}"), rng)
-        samples.append(make_sample(f"d{index}", layout, torch.from_numpy(pixels)))
-    return samples
+    return [sample(random_pair(index), PAIR) for index in range(count)]
 
 
 def batch_of(count: int) -> PackedBatch:
@@ -90,9 +81,8 @@ def test_loss_and_gradients_are_those_of_the_papers(contrastive: Any) -> None:
 
 
 def test_a_batch_without_a_pair_trains_nothing_and_leaves_no_gradient_out() -> None:
-    model, rows = model_of(), bad_batch(2)
-    model.loss(model(rows), rows)["total"].backward()
-    assert all(not gradient.any() for gradient in gradients(model).values())
+    found = assert_every_parameter_gets_a_gradient(model_of(), bad_batch(2))
+    assert all(not gradient.any() for gradient in found.values())
 
 
 def test_microbatches_add_up_to_losses_of_their_own() -> None:
@@ -104,36 +94,16 @@ def test_microbatches_add_up_to_losses_of_their_own() -> None:
     assert shares == pytest.approx(expected, rel=1e-5)
 
 
-#: Pairs of each rank of four documents; the others are bad, so that a rank may have none.
-UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
-
-
-def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, dict[str, Tensor]]:
-    """One rank's gradients by loss; DDP takes their mean."""
-    as_launched(rank, ranks)
-    pairs_before = sum(UNEVEN[ranks][:rank])
-    mine = samples_of(8)[pairs_before : pairs_before + UNEVEN[ranks][rank]]
-    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
-    found = {}
-    for contrastive in ("info_nce", "sigmoid"):
-        model = model_of(contrastive=contrastive)
-        model.loss(model(rows), rows)["total"].backward()
-        found[contrastive] = gradients(model)
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", UNEVEN)
-def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
-    found = run_ranks(ranks, gradients_of_a_rank)
-    for contrastive in ("info_nce", "sigmoid"):
-        model = model_of(contrastive=contrastive)
-        loss = plain_loss(model, batch_of(sum(UNEVEN[ranks])), contrastive == "sigmoid")
-        expected = torch.autograd.grad(loss, list(model.parameters()))
-        for (name, _), grad in zip(model.named_parameters(), expected, strict=True):
-            mean = torch.stack([of_rank[contrastive][name] for of_rank in found]).mean(0)
-            atol = 1e-6 * max(1.0, grad.abs().max().item())
-            torch.testing.assert_close(mean, grad, rtol=1e-4, atol=atol, msg=f"{contrastive}: {name}")
+@pytest.mark.parametrize(("ranks", "contrastive"), [(2, "info_nce"), (4, "info_nce"), (4, "sigmoid")])
+def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int, contrastive: Any) -> None:
+    make = partial(model_of, contrastive=contrastive)
+    mean, model = mean_over_ranks(make, samples_of, ranks), make()
+    loss = plain_loss(model, batch_of(sum(UNEVEN[ranks])), contrastive == "sigmoid")
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for (name, _), grad in zip(model.named_parameters(), expected, strict=True):
+        atol = 1e-6 * max(1.0, grad.abs().max().item())
+        torch.testing.assert_close(mean[name], grad, rtol=1e-4, atol=atol, msg=name)
 
 
 def test_a_pair_is_laid_out_as_open_clip_does() -> None:
@@ -179,17 +149,10 @@ def test_features_are_open_clips_for_the_same_weights() -> None:
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield runs.write_data(tmp_path / "data", pairs(30))
-    clean_shared_memory()
-
-
 @pytest.mark.slow
-def test_a_run_with_grad_cache_resumes_exactly(data: Path, tmp_path: Path) -> None:
+def test_a_run_with_grad_cache_resumes_exactly(pair_data: Path, tmp_path: Path) -> None:
     grad_cache = {"device_train_microbatch_size": 2, "algorithms": {"grad_cache": {}}}
-    values = settings(data, {"name": "clip"}, **grad_cache)
+    values = settings(pair_data, {"name": "clip"}, **grad_cache)
     values["model"]["pooler"] = None
     assert_resumes_exactly(tmp_path, values)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,25 +15,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcl_composer.config import compose
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.collate import Sample, bad_sample, collate, split_batch
+from lcl_composer.data.collate import Sample, collate, split_batch
 from lcl_composer.data.paired import Paired
-from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.coca import CoCa
 from tests import runs
-from tests.algorithms.training import as_launched
-from tests.distributed import run_ranks
-from tests.methods.whole_runs import assert_resumes_exactly, pairs, settings
+from tests.methods.global_batch import UNEVEN, assert_every_parameter_gets_a_gradient, mean_over_ranks
+from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     EMBED_DIM,
-    IMAGE,
-    IMAGE_SIZE,
     RULES,
     TOKENIZER,
     TOKENS_PER_IMAGE,
     bad_batch,
-    document,
     gradients,
+    random_pair,
     sample,
     tiny_method,
 )
@@ -48,9 +42,7 @@ def model_of(**options: Any) -> CoCa:
 
 
 def samples_of(count: int) -> list[Sample]:
-    rng = np.random.default_rng(0)
-    texts = [" ".join(map(str, rng.integers(1, 59, rng.integers(1, 9)))) for _ in range(count)]
-    return [sample(document(text, IMAGE, name=f"d{n}"), PAIR) for n, text in enumerate(texts)]
+    return [sample(random_pair(index), PAIR) for index in range(count)]
 
 
 def batch_of(count: int) -> PackedBatch:
@@ -125,9 +117,8 @@ def test_latents_are_what_the_contrast_reads() -> None:
 
 
 def test_a_batch_without_a_pair_trains_nothing_and_leaves_no_gradient_out() -> None:
-    model, rows = model_of(), bad_batch(2)
-    whole_loss(model, rows).backward()
-    assert all(not gradient.any() for gradient in gradients(model).values())
+    found = assert_every_parameter_gets_a_gradient(model_of(), bad_batch(2))
+    assert all(not gradient.any() for gradient in found.values())
 
 
 def test_microbatches_add_up_to_contrasts_of_their_own() -> None:
@@ -150,35 +141,12 @@ def test_operations_are_what_torch_counts() -> None:
     assert sum(model.forward_flops(rows).values()) + queries + above == counter.get_total_flops()
 
 
-#: Pairs of each rank of four documents; the others are bad, so that a rank may have none.
-UNEVEN = {2: [4, 1], 4: [0, 4, 1, 3]}
-
-
-def gradients_of_a_rank(rank: int, ranks: int) -> dict[str, Tensor]:
-    """One rank's gradients; DDP takes their mean."""
-    as_launched(rank, ranks)
-    before = sum(UNEVEN[ranks][:rank])
-    mine = samples_of(8)[before : before + UNEVEN[ranks][rank]]
-    rows = collate([*mine, *(bad_sample(f"bad-{i}", "test", IMAGE_SIZE) for i in range(4 - len(mine)))])
-    model = model_of()
-    whole_loss(model, rows).backward()
-    return gradients(model)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", UNEVEN)
 def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
-    found = run_ranks(ranks, gradients_of_a_rank)
-    mean = {name: torch.stack([of_rank[name] for of_rank in found]).mean(0) for name in found[0]}
-    model, rows = model_of(), collate(samples_of(8)[: sum(UNEVEN[ranks])])
-    assert_gradients(mean, model, whole_loss(model, rows), rtol=1e-4, atol=1e-6)
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield runs.write_data(tmp_path / "data", pairs(30))
-    clean_shared_memory()
+    mean = mean_over_ranks(model_of, samples_of, ranks)
+    model, rows = model_of(), batch_of(sum(UNEVEN[ranks]))
+    assert_gradients(mean, model, whole_loss(model, rows), rtol=1e-4, atol=4e-6)
 
 
 def values_of(data: Path, **method: Any) -> dict[str, Any]:
@@ -189,12 +157,12 @@ def values_of(data: Path, **method: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_with_grad_cache_resumes_exactly(data: Path, tmp_path: Path) -> None:
-    assert_resumes_exactly(tmp_path, values_of(data))
+def test_a_run_with_grad_cache_resumes_exactly(pair_data: Path, tmp_path: Path) -> None:
+    assert_resumes_exactly(tmp_path, values_of(pair_data))
 
 
 @pytest.mark.parametrize("name", ["multimodal_layers", "num_queries"])
-def test_sizes_below_1_are_refused(data: Path, tmp_path: Path, name: str) -> None:
-    path = runs.write_yaml(tmp_path, values_of(data, **{name: 0}))
+def test_sizes_below_1_are_refused(pair_data: Path, tmp_path: Path, name: str) -> None:
+    path = runs.write_yaml(tmp_path, values_of(pair_data, **{name: 0}))
     with pytest.raises(ConfigError, match=f"{name}: is 0, must be at least 1"):
         compose(path, [])

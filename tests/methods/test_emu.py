@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcl_composer.data.batch import IGNORE, PackedBatch
 from lcl_composer.data.interleave import Interleaved
-from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.methods.emu import Emu
-from tests import runs
-from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree
+from tests.methods.global_batch import (
+    UNEVEN,
+    assert_every_parameter_gets_a_gradient,
+    assert_microbatches_agree,
+    assert_ranks_agree,
+)
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     EMBED_DIM,
@@ -121,10 +123,7 @@ def test_the_target_gets_no_gradient_and_the_input_does() -> None:
 )
 def test_every_parameter_gets_a_gradient(rows: PackedBatch, weights: tuple[float, float]) -> None:
     model = model_of(generation_weight=weights[0], regression_weight=weights[1])
-    losses = model.loss(model(rows), rows)
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    losses["total"].backward()
-    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    assert_every_parameter_gets_a_gradient(model, rows)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad and "encoder" not in n}
     assert {name.split(".")[1] for name in frozen} == {"query", "norm_q", "norm_k", "q", "k"}
 
@@ -148,13 +147,6 @@ def test_a_forward_is_what_torch_counts() -> None:
     # torch counts whole score matrices, of which a causal kernel computes half
     above_diagonal = sum(n * (n - 1) // 2 for n in rows["lengths"]) * 4 * EMBED_DIM * 2
     assert sum(model.forward_flops(rows).values()) + above_diagonal == counter.get_total_flops()
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield runs.write_data(tmp_path / "data", [runs.made_up(index) for index in range(30)])
-    clean_shared_memory()
 
 
 @pytest.mark.slow

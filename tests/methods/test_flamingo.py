@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lcl_composer.config import compose
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document
-from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.data.tagged import Tagged
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.flamingo import Flamingo
@@ -25,7 +23,12 @@ from lcl_composer.models.encoder import Encoder
 from lcl_composer.models.gated_cross_attention import GatedCrossAttention
 from lcl_composer.models.language_model import TransformersLM
 from tests import runs
-from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree
+from tests.methods.global_batch import (
+    UNEVEN,
+    assert_every_parameter_gets_a_gradient,
+    assert_microbatches_agree,
+    assert_ranks_agree,
+)
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     IMAGE,
@@ -180,11 +183,8 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     ids=["text only", "all bad", "unread image"],
 )
 def test_without_an_image_every_parameter_has_a_gradient(rows: PackedBatch) -> None:
-    model = model_of()
-    losses = model.loss(model(rows), rows)
-    losses["total"].backward()
-    assert torch.isfinite(losses["total"])
-    assert not any(grad.any() for name, grad in gradients(model).items() if name.startswith("encoder."))
+    found = assert_every_parameter_gets_a_gradient(model_of(), rows)
+    assert not any(grad.any() for name, grad in found.items() if name.startswith("encoder."))
 
 
 def test_only_images_that_are_read_are_encoded() -> None:
@@ -220,13 +220,6 @@ def test_microbatches_have_the_gradient_of_the_batch(size: int) -> None:
 @pytest.mark.parametrize("ranks", UNEVEN)
 def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
     assert_ranks_agree(with_open_gates, ranks)
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield runs.write_data(tmp_path / "data", [runs.made_up(i) for i in range(30)])
-    clean_shared_memory()
 
 
 def values_of(data: Path, **method: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,15 @@ from transformers import AutoModel
 from lcl_composer.config import compose
 from lcl_composer.data.batch import IGNORE, PackedBatch
 from lcl_composer.data.masked_text import MaskedText
-from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.masked import Masked
 from tests import runs
-from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree
+from tests.methods.global_batch import (
+    UNEVEN,
+    assert_every_parameter_gets_a_gradient,
+    assert_microbatches_agree,
+    assert_ranks_agree,
+)
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     IMAGE,
@@ -134,11 +137,7 @@ def test_a_hidden_token_sees_what_follows_in_its_document_and_in_no_other() -> N
     ids=["all bad", "text only", "mixed"],
 )
 def test_every_parameter_gets_a_gradient(rows: PackedBatch) -> None:
-    model = tiny_method(Masked)
-    loss = model.loss(model(rows), rows)["total"]
-    assert torch.isfinite(loss)
-    loss.backward()
-    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    assert_every_parameter_gets_a_gradient(tiny_method(Masked), rows)
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 2, 3])
@@ -158,13 +157,6 @@ def test_a_forward_is_what_torch_counts() -> None:
         outputs = model(rows)
         outputs["hidden"] @ model.generation_head.weight.T
     assert sum(model.forward_flops(rows).values()) == counter.get_total_flops()
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    yield runs.write_data(tmp_path / "data", [runs.made_up(index) for index in range(30)])
-    clean_shared_memory()
 
 
 def values_of(data: Path, **method: Any) -> dict[str, Any]:

@@ -75,6 +75,13 @@ def random_document(index: int, longest: int = 6) -> Document:
     return Document(f"random-{index}", "test", (*segments, Text("7")))
 
 
+def random_pair(index: int) -> Document:
+    """An image and one to eight words."""
+    rng = np.random.default_rng([5, index])
+    words = map(str, rng.integers(1, 59, rng.integers(1, 9)))
+    return document(IMAGE, " ".join(words), name=f"d{index}")
+
+
 def sample(row: Document, layout: Layout = INTERLEAVED, seed: int = 0) -> Sample:
     """A document laid out, with random uint8 pixels that depend on its id and ``seed``."""
     laid_out = layout(row, np.random.default_rng(0))
