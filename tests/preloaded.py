@@ -9,7 +9,7 @@ import gc
 import importlib
 import pkgutil
 
-import composer  # noqa: F401
+import composer.algorithms  # noqa: F401
 import hypothesis  # noqa: F401
 import matplotlib.backends.backend_agg  # noqa: F401
 import open_clip  # noqa: F401
@@ -17,8 +17,12 @@ import pytest  # noqa: F401
 import timm  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import transformers.models.opt.modeling_opt  # noqa: F401
+import wandb.sdk.launch  # noqa: F401
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 import lcl_composer
+
+MODEL_MAPPING.keys()  # a model's first use imports the configs of all
 
 for found in pkgutil.walk_packages(lcl_composer.__path__, "lcl_composer."):
     if not found.name.endswith("_triton"):

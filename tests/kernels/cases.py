@@ -21,8 +21,10 @@ if torch.cuda.is_available() and not INTERPRETED:
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 #: Relative norm of a gradient's error against float64. The interpreter truncates to bfloat16, GPUs round.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3 if INTERPRETED else 3e-3}
-#: Hypothesis examples: the interpreter is slow.
+#: The interpreter is slow, but its tiles are small: hypothesis examples, and tokens, vocabulary and width of
+#: several ragged tiles each, the vocabulary in more than one pass of the backward.
 EXAMPLES = 6 if INTERPRETED else 60
+SHAPE = (40, 140, 24) if INTERPRETED else (70, 301, 24)
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float, floor: float = 1e-7) -> None:

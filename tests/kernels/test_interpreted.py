@@ -23,6 +23,7 @@ def test_triton_kernels_in_the_interpreter():
         "-x",
         "-p",
         "no:cacheprovider",
+        "--noconftest",
         *(str(folder / f) for f in FILES),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -48,7 +48,7 @@ def check(
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_equals_float64(place: tuple[str, str], dtype: torch.dtype, reduction: str):
-    tensors = inputs(70, 301, 24, dtype)
+    tensors = inputs(*cases.SHAPE, dtype)
     check(place, tensors, False, reduction=reduction)
     check(place, tensors, True, reduction=reduction, z_loss=1e-2, label_smoothing=0.1)
 
@@ -99,7 +99,7 @@ def test_identical_rows_and_words(place: tuple[str, str]):
 @pytest.mark.parametrize("place", cases.PLACES, ids=str)
 def test_two_runs_are_bitwise_equal(place: tuple[str, str]):
     device, backend = place
-    hidden, weight, bias, targets = (t.to(device) for t in inputs(70, 301, 24, torch.float16))
+    hidden, weight, bias, targets = (t.to(device) for t in inputs(*cases.SHAPE, torch.float16))
     runs = []
     for _ in range(2):
         leaves, _ = cases.leaves(hidden, weight, bias)
