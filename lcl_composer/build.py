@@ -12,10 +12,11 @@ from lcl_composer import registry
 from lcl_composer.checkpoint import Begun, check_whole, misfit
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
 from lcl_composer.config.schema import StreamConfig
+from lcl_composer.data.image import Augmentation
 from lcl_composer.data.interleave import Layout
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError
-from lcl_composer.methods.build import build_model, build_tokenizer, layout_rules
+from lcl_composer.methods.build import build_model, build_tokenizer, find_classes, layout_rules
 from lcl_composer.nodes import on_first_rank
 from lcl_composer.resume import check_resume, digest_of_documents, digest_of_tokenizer
 from lcl_composer.run_folder import RunFolder, Start
@@ -39,40 +40,70 @@ _TRAINER_ARGUMENTS = {
 }
 
 
-def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices, and what is not decayed.
+def parameter_groups(
+    model: Method, lr: float | None = None, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices, what is not decayed, and what has settings of its own.
 
     A parameter with fewer than two axes longer than 1 (biases, norms, class token, query, logit scale) is
-    not decayed, as in OpenCLIP's training.
+    not decayed, as in OpenCLIP's training. A method may give a parameter its own settings
+    (:meth:`Method.group_settings`). With ``layer_decay`` d the layer of the encoder that is n layers below
+    its last (the final norm) has the rate ``lr * d ** n``, as BEiT's fine-tuning does (arXiv 2106.08254).
+
+    Args:
+        model: The method.
+        lr: The optimizer's learning rate, needed for ``layer_decay``.
+        layer_decay: d; None: all layers alike.
     """
-    matrices, others = [], []
-    for parameter in model.parameters():
+    from lcl_composer.algorithms.layer_freezing import layers_from_input
+
+    rates: dict[int, float] = {}
+    if layer_decay is not None and lr is not None:
+        layers = layers_from_input(model.encoder)
+        rates = {
+            id(p): lr * layer_decay ** (len(layers) - 1 - n) for n, layer in enumerate(layers) for p in layer
+        }
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {(True,): {"params": []}}
+    groups[False,] = {"params": [], "weight_decay": 0.0}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = sum(length > 1 for length in parameter.shape) >= 2
-            (matrices if is_matrix else others).append(parameter)
-    return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+            own = {"lr": rates[id(parameter)]} if id(parameter) in rates else model.group_settings(name)
+            own = own if is_matrix else own | {"weight_decay": 0.0} if own else own
+            key = (is_matrix, *sorted(own.items()))
+            groups.setdefault(key, {"params": [], **own})["params"].append(parameter)
+    return list(groups.values())
 
 
-def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: RunConfig, model: Method) -> torch.optim.Optimizer:
     """The optimizer with weight decay on matrices only, see :func:`parameter_groups`."""
-    return registry.optimizers.build(config.optimizer.spec(), params=parameter_groups(model))
+    spec = config.optimizer.spec()
+    lr = registry.optimizers.settings(spec).get("lr")
+    return registry.optimizers.build(spec, params=parameter_groups(model, lr, config.layer_decay))
 
 
-def build_data(config: RunConfig, stream: StreamConfig, layout: Layout) -> DataSpec:
-    """The loader of ``data.train`` or ``data.eval`` for this rank."""
+def build_data(
+    config: RunConfig, stream: StreamConfig, layout: Layout, held_out_only: bool = False
+) -> DataSpec:
+    """The loader of ``data.train`` or ``data.eval`` for this rank.
+
+    With ``held_out_only`` it reads, for evaluation, what ``data.train.hold_out`` keeps from training.
+    """
     from composer.utils import dist
 
     from lcl_composer.data.loader import build_loader
 
     return build_loader(
         stream,
-        train=stream is config.data.train,
+        train=stream is config.data.train and not held_out_only,
         layout=layout,
         image_size=config.data.image_size,
         batch_size=config.global_train_batch_size // dist.get_world_size(),
         seed=config.seed,
         max_bad_fraction=config.data.max_bad_fraction,
         pin_memory=torch.cuda.is_available(),
+        augmentation=Augmentation(config.data.crop_scale, config.data.flip_probability),
+        held_out_only=held_out_only,
     )
 
 
@@ -129,7 +160,10 @@ def build_end_table(config: RunConfig, tokenizer: Tokenizer, layout: Layout) -> 
         name: registry.evaluations.build({"name": name, **spec}, **offered)
         for name, spec in config.evaluation.items()
     }
-    return EndTable(folder, evaluations, encoder=folder / "encoder")
+    kept: Any = None
+    if config.data.train.hold_out:
+        kept = build_data(config, config.data.train, layout, held_out_only=True).dataloader
+    return EndTable(folder, evaluations, folder / "encoder", kept)
 
 
 def build_loggers(config: RunConfig) -> list[LoggerDestination]:
@@ -161,7 +195,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     start = find_start(config)
     reproducibility.seed_all(config.seed)
     tokenizer = build_tokenizer(config)
-    model = build_model(config, tokenizer.vocab_size)
+    model = build_model(config, tokenizer.vocab_size, find_classes(config))
     layout = model.layout(tokenizer, layout_rules(config, model.encoder.tokens_per_image))
     train_data = build_data(config, config.data.train, layout)
     contents = check_start(config, start, model, tokenizer, train_data)

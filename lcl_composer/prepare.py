@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.errors import DataError
+from lcl_composer.methods.build import find_classes
 from lcl_composer.registry import generators
 from lcl_composer.synthetic.shapes import SETTINGS_FILE, DocumentGenerator, generate_documents
 
@@ -35,9 +36,10 @@ def prepare(config: RunConfig) -> None:
     """Fill what is missing from ``data.*.generate``; do nothing for real data.
 
     Documents go to ``data.*.local``, a BPE trained on the training documents to ``tokenizer.path``, and a
-    labelled image set to the folder of ``evaluation.probe`` and of ``evaluation.zero_shot``. One process a
-    node should call this, before the others look; where several runs want the same, one makes it and the
-    others wait. A tokenizer or image set without a record is the user's own and is left alone.
+    labelled image set to the folder of ``evaluation.probe`` and of ``evaluation.zero_shot``; the classes of a
+    data set are counted where the method needs them. One process a node should call this, before the others
+    look; where several runs want the same, one makes it and the others wait. A tokenizer or image set without
+    a record is the user's own and is left alone.
 
     Raises:
         DataError: If a folder holds something that no generator made, or a run uses what is there and was
@@ -52,6 +54,7 @@ def prepare(config: RunConfig) -> None:
         for name, key in (("probe", "train"), ("zero_shot", "images")):
             if name in config.evaluation:
                 _prepare_probe(Path(config.evaluation[name][key]), generator)
+    find_classes(config)
 
 
 def _prepare_documents(out: Path, spec: dict[str, Any]) -> None:

@@ -152,6 +152,7 @@ methods: Registry[Any] = Registry(
     {
         "blip2": "lcl_composer.methods.blip2:BLIP2",
         "caption": "lcl_composer.methods.caption:Caption",
+        "classify": "lcl_composer.methods.classify:Classify",
         "clip": "lcl_composer.methods.clip:CLIP",
         "coca": "lcl_composer.methods.coca:CoCa",
         "emu": "lcl_composer.methods.emu:Emu",
@@ -162,7 +163,7 @@ methods: Registry[Any] = Registry(
         "vqa": "lcl_composer.methods.caption:VQA",
     },
     dropins="methods",
-    injected=("encoder", "pooler", "language_model", "vocab_size"),
+    injected=("encoder", "pooler", "language_model", "vocab_size", "classes"),
 )
 poolers: Registry[Any] = Registry(
     "pooler", {"attentive": "lcl_composer.models.pooler:AttentivePooler"}, injected=("width", "embed_dim")
@@ -212,6 +213,7 @@ algorithms: Registry[Any] = Registry(
         "contrastive_weight": "lcl_composer.algorithms.contrastive_weight:ContrastiveWeight",
         "ema": "lcl_composer.algorithms.ema:EMA",
         "grad_cache": "lcl_composer.algorithms.grad_cache:GradCache",
+        "feature_cache": "lcl_composer.algorithms.feature_cache:FeatureCache",
         "gradient_clipping": "lcl_composer.algorithms.gradient_clipping:GradientClipping",
         "image_resolution": "lcl_composer.algorithms.image_resolution:ImageResolution",
         "layer_freezing": "lcl_composer.algorithms.layer_freezing:LayerFreezing",
@@ -254,7 +256,11 @@ loggers: Registry[Any] = Registry(
     },
 )
 generators: Registry[Any] = Registry(
-    "data generator", {"shapes": "lcl_composer.synthetic.shapes:ShapesGenerator"}
+    "data generator",
+    {
+        "shapes": "lcl_composer.synthetic.shapes:ShapesGenerator",
+        "shapes_classes": "lcl_composer.synthetic.classes:ShapesClasses",
+    },
 )
 converters: Registry[Any] = Registry(
     "converter",
@@ -279,6 +285,7 @@ evaluations: Registry[Any] = Registry(
     {
         "caption_retrieval": "lcl_composer.evaluation.caption_retrieval:CaptionRetrieval",
         "captioning": "lcl_composer.evaluation.captioning:Captioning",
+        "classification": "lcl_composer.evaluation.classification:Classification",
         "probe": "lcl_composer.evaluation.probe_trained:FrozenProbe",
         "retrieval": "lcl_composer.evaluation.held_out:HeldOutRetrieval",
         "vqa": "lcl_composer.evaluation.answering:Answering",

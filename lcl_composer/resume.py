@@ -53,6 +53,7 @@ _REFUSED = {
     r"data\.train\..*": "another order of documents",
     r"data\..*": "another data layout",
     r"optimizer\..*": "another optimizer",
+    r"layer_decay": "another optimizer",
     r"load_path": "another start",
 }
 

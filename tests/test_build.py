@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from timm.optim import param_groups_layer_decay
 
 from lcl_composer import build
 from lcl_composer.config import RunConfig, check_batch_divides, compose
@@ -56,10 +57,11 @@ def test_every_experiment_builds_its_model(path: Path):
     if "name: exported" in _text(path):
         size = compose(path).run.data.image_size
         overrides += [*NOT_EXPORTED, f"model.encoder.image_size={size}"]
+        overrides += ["method.num_heads=3"] * ("classify" in path.stem)
     run = compose(path, overrides).run
     vocab_size = CLIPTokenizer.vocab_size if run.tokenizer.name == "clip" else 1024
     with torch.device("meta"):
-        model = build_model(run, vocab_size)
+        model = build_model(run, vocab_size, ("one", "another"))
     assert all(parameter.is_meta for parameter in model.parameters())
     rules = layout_rules(run, model.encoder.tokens_per_image)
     assert rules.max_tokens == run.data.max_tokens
@@ -101,6 +103,27 @@ def test_weight_decay_on_matrices_only():
     assert {"logit_scale", "pooler.query", "encoder.backbone.cls_token"} <= left
     assert all(name in left for name in names.values() if name.endswith("bias") or "norm" in name)
     assert found | left == set(names.values())
+
+
+def test_layer_decay_is_timms():
+    """Each layer's rate is what timm's groups say; the heads and the final norm have the full one."""
+    run = config(layer_decay=0.5)
+    model = build_model(run, 300)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr"] / 1e-3, group["weight_decay"])
+        for group in build.build_optimizer(run, model).param_groups
+        for p in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    groups = param_groups_layer_decay(model.encoder.backbone, layer_decay=0.5)
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    for name, parameter in model.encoder.backbone.named_parameters():
+        rate, decay = found[f"encoder.backbone.{name}"]
+        assert rate == pytest.approx(scales[id(parameter)]), name
+        assert decay == (0.0 if parameter.dim() < 2 or name == "cls_token" else 0.2), name
+    assert {found[name][0] for name in found if not name.startswith("encoder.")} == {1.0}
+    assert {rate for rate, _ in found.values()} == {0.125, 0.25, 0.5, 1.0}
 
 
 def test_a_frozen_parameter_is_not_optimised():

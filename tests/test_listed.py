@@ -42,6 +42,7 @@ NEEDED: dict[str, Any] = {
     "model_type": "dinov2",
     "monitor": "contrastive",
     "parts": ["pooler"],
+    "per_class": 1,
     "policy": "constant",
     "rate": 0.5,
     "t_warmup": "1ba",
@@ -77,8 +78,8 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 '''
 
-#: Evaluations of one method alone: tests/evaluation/ has whole runs of them.
-OF_ONE_METHOD = {"captioning", "vqa"}
+#: What goes with one method alone: tests/methods/ and tests/evaluation/ have whole runs of them.
+OF_ONE_METHOD = {"captioning", "classification", "feature_cache", "vqa"}
 _NAMES = {
     key: [name for name in table.names() if name not in OF_ONE_METHOD]
     for key, table in (COMPONENTS | TABLES).items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from lcl_composer.callbacks.periodic import evaluating
+from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.evaluation import Evaluation
 from lcl_composer.methods.method import method_of
 from lcl_composer.report.metrics_file import read_metrics
@@ -28,10 +29,19 @@ class EndTable(Callback):
         folder: The run folder, ``runs/NAME``, with ``metrics.jsonl`` and ``plots/`` in it.
         evaluations: By name.
         encoder: Where the exported encoder lies, named in the table.
+        kept: Batches of the documents that ``data.train.hold_out`` keeps from training.
     """
 
-    def __init__(self, folder: Path, evaluations: Mapping[str, Evaluation], encoder: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        evaluations: Mapping[str, Evaluation],
+        encoder: Path | None = None,
+        kept: Iterable[PackedBatch] | None = None,
+    ):
         self.folder, self.evaluations, self.encoder = Path(folder), evaluations, encoder
+        for evaluation in evaluations.values():
+            evaluation.kept = kept
         self.summary: dict[str, Any] | None = None
 
     def init(self, state: State, logger: Logger) -> None:

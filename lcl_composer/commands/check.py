@@ -47,14 +47,18 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
     """
     import torch
 
-    from lcl_composer.methods.build import build_model, build_tokenizer
+    from lcl_composer.methods.build import build_model, build_tokenizer, find_classes
 
     try:
         vocab_size, note = build_tokenizer(run).vocab_size, ""
     except DataError as error:  # a tokenizer that the run itself will train
         vocab_size, note = 2, f"without the vocabulary's rows: {error}"
+    try:
+        classes = find_classes(run)
+    except DataError as error:  # data that the run itself will make, or that lie elsewhere
+        classes, note = ("one", "another"), f"as if there were two classes: {error}"
     with torch.device("meta"):
-        model = build_model(run, vocab_size)
+        model = build_model(run, vocab_size, classes)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image

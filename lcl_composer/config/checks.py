@@ -35,6 +35,7 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     for section in ("evaluation", "callbacks"):
         for name in _HELD_OUT.keys() & set(getattr(run, section)) if run.data.eval is None else ():
             yield (section, name), f"{_HELD_OUT[name]} held-out documents; set data.eval"
+    yield from _classification_problems(run)
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
@@ -61,6 +62,31 @@ def _tokenizer_problems(tokenizer: Component, language_model: Component) -> Iter
             f"{tokenizer.name!r} gives other ids than the language model was trained on; set tokenizer to "
             f"{{name: transformers, pretrained: {pretrained}}}",
         )
+
+
+def _classification_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Features that are not those of the cache, and a grid whose heads are not trained or chosen alone."""
+    freezing, clipping = (run.algorithms.get(name) for name in ("layer_freezing", "gradient_clipping"))
+    shares = {freezing.get("start", 1), freezing.get("end", 1)} if freezing else {0}
+    frozen = bool(freezing) and "encoder" in freezing.get("parts", ()) and shares == {1}
+    advice = "add algorithms.layer_freezing: {parts: [encoder]}"
+    if "feature_cache" in run.algorithms:
+        key = ("algorithms", "feature_cache")
+        if not frozen:
+            yield key, f"needs an encoder that is frozen all the time; {advice}"
+        if other := {"image_resolution", "patch_dropout"} & set(run.algorithms):
+            yield key, f"does not go with {min(other)}, which changes what the encoder sees; remove one"
+    if "classification" in run.evaluation and run.data.eval is None:
+        yield ("evaluation", "classification"), "measures on held-out images; set data.eval"
+    if run.method.spec().get("grid") is None:
+        return
+    if not frozen:
+        yield ("method", "grid"), f"its heads would all train the encoder; {advice}"
+    if clipping is not None and clipping.get("clipping_type") == "norm":
+        yield ("algorithms", "gradient_clipping"), "by norm ties the heads of method.grid together; remove it"
+    if not run.data.train.hold_out:
+        text = "is 0, but method.grid's best head is chosen on what is held out of training; set it to 0.1"
+        yield ("data", "train", "hold_out"), text
 
 
 def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:

@@ -125,6 +125,8 @@ class StreamConfig(Section):
     """How streams mix: at random, in the same shares in each batch, or a batch from one stream at a time."""
     epoch_size: PositiveInt | None = None
     """Documents an epoch; null: as many as there are. Not with `repeat` or `choose`."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the documents, by a hash of their id, that is not trained on but kept to choose by."""
     shuffle: bool = False
     """Another order in each epoch."""
     shuffle_seed: Annotated[int, Field(ge=0)] = 17
@@ -200,8 +202,19 @@ class DataConfig(Section):
     """Probability that a floating image (pairs, MMC4) stands before its sentence, drawn each epoch."""
     min_context_tokens: Annotated[int, Field(ge=0)] = 1
     """An image with fewer text tokens before it takes no part in L_con."""
+    crop_scale: tuple[Fraction, Fraction] = (0.9, 1.0)
+    """Smallest and largest share of an image's area that a training crop takes (OpenCLIP's unless set)."""
+    flip_probability: Fraction = 0.0
+    """Probability that a training crop is mirrored left to right; not for texts that tell left from right."""
     max_bad_fraction: Fraction = 0.01
     """Bad samples are skipped and counted; a larger share than this ends the run."""
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"takes the smallest share, above 0, and the largest, got {list(value)}")
+        return value
 
 
 class RunConfig(Section):
@@ -219,6 +232,8 @@ class RunConfig(Section):
     data: DataConfig
     optimizer: Component
     """The optimizer; weight decay applies to matrices only (two dimensions or more)."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of a layer of the encoder, as a share of that of the layer after it; null: all alike."""
     scheduler: Component
     """The learning-rate schedule, stepped every batch."""
     global_train_batch_size: PositiveInt

@@ -24,7 +24,8 @@ class PackedBatch(TypedDict):
     targets: Tensor  # [T] int64; the token that position t predicts, or IGNORE
     positions: Tensor  # [T] int64; restart at 0 in each document
     cu_seqlens: Tensor  # [D + 1] int32; document d is tokens[cu_seqlens[d]:cu_seqlens[d + 1]]
-    pixel_values: Tensor  # [I, 3, H, W] uint8 (normalised on the device) or float (already normalised)
+    pixel_values: Tensor  # [I, 3, H, W] uint8 (normalised on the device) or float (already normalised), or
+    #                       [I, K, W] patch tokens of a frozen encoder, from a cache
     image_starts: Tensor  # [I] int64; flat position of the image's first token, -1: no loss sees its tokens
     anchors: Tensor  # [I] int64; flat position of its <start_of_img>, -1: takes no part in L_con
     seeds: Tensor  # [I] int64; what a method draws from on the device: keyed on seed, epoch and document

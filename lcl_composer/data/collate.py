@@ -22,7 +22,7 @@ class Sample(TypedDict):
     image_starts: np.ndarray  # [I] int64; position in this document or -1
     anchors: np.ndarray  # [I] int64; position in this document or -1
     seeds: np.ndarray  # [I] int64; 0 where the method draws nothing
-    pixel_values: Tensor  # [I, 3, H, W] uint8
+    pixel_values: Tensor  # [I, 3, H, W] uint8, or [I, K, W] cached patch tokens
     problem: str  # why the sample is bad, empty if it is not
 
 
@@ -40,10 +40,13 @@ def make_sample(document_id: str, layout: TokenLayout, pixel_values: Tensor) -> 
     )
 
 
-def bad_sample(document_id: str, problem: str, image_size: int) -> Sample:
-    """Return an empty sample: it counts as consumed, so that a resume finds its place, and trains nothing."""
+def bad_sample(document_id: str, problem: str, image_size: int, like: Tensor | None = None) -> Sample:
+    """Return an empty sample: it counts as consumed, so that a resume finds its place, and trains nothing.
+
+    ``like`` is what stands for images in the other samples of the batch; None: pixels.
+    """
     empty = np.zeros(0, dtype=np.int64)
-    pixels = torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8)
+    pixels = torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8) if like is None else like[:0]
     return Sample(
         id=document_id,
         tokens=empty,

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -23,9 +24,25 @@ MAX_PIXELS = 89_478_485
 MAX_METADATA = 1 << 26
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_METADATA
 
-#: Area and aspect ratio of the training crop, as OpenCLIP's.
-CROP_SCALE = (0.9, 1.0)
+#: Aspect ratio of the training crop, as OpenCLIP's and torchvision's.
 CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training image is varied.
+
+    Attributes:
+        crop_scale: Smallest and largest share of the area that a crop takes; OpenCLIP's unless set.
+        flip_probability: Chance that the crop is mirrored left to right.
+    """
+
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    flip_probability: float = 0.0
+
+
+#: OpenCLIP's, for pre-training: texts speak of left and right, so nothing is mirrored.
+OPEN_CLIP = Augmentation()
 
 #: Formats that the JPEG decoder reads; phones write the second, with further pictures behind the first.
 JPEGS = ("JPEG", "MPO")
@@ -51,7 +68,9 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         return _to_rgb(_open(data, where))
 
 
-def decode_train_crop(data: bytes, where: str, size: int, rng: np.random.Generator) -> Tensor:
+def decode_train_crop(
+    data: bytes, where: str, size: int, rng: np.random.Generator, augmentation: Augmentation = OPEN_CLIP
+) -> Tensor:
     """Decode just what OpenCLIP's training transform needs: a random crop, resized (bicubic).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the crop still has ``size`` pixels a side (the
@@ -63,7 +82,8 @@ def decode_train_crop(data: bytes, where: str, size: int, rng: np.random.Generat
         data: The encoded bytes.
         where: The document and image, for messages.
         size: Side of the output in pixels.
-        rng: Draws the crop, as ``train_transform`` does.
+        rng: Draws the crop, as ``train_transform`` does, then whether it is mirrored.
+        augmentation: What may be drawn.
 
     Returns:
         uint8 [3, size, size].
@@ -73,11 +93,35 @@ def decode_train_crop(data: bytes, where: str, size: int, rng: np.random.Generat
     """
     with _named(data, where):
         image = _open(data, where)
-        left, top, width, height = draw_crop(image.width, image.height, rng)
+        left, top, width, height = draw_crop(image.width, image.height, rng, augmentation.crop_scale)
         shrink = max(k for k in (1, 2, 4, 8) if k == 1 or min(width, height) >= k * size)
         shrink = _decode_smaller(image, shrink)
         box = (left / shrink, top / shrink, (left + width) / shrink, (top + height) / shrink)
-        return _resize_crop(_to_rgb(image), box, size)
+        crop = _resize_crop(_to_rgb(image), box, size)
+    return crop.flip(2) if rng.random() < augmentation.flip_probability else crop
+
+
+def view_of(
+    data: bytes, where: str, size: int, rng: np.random.Generator | None, augmentation: Augmentation
+) -> Tensor:
+    """What the model gets of an image: drawn by ``rng`` in training, the same each time without.
+
+    Args:
+        data: The encoded bytes.
+        where: The document and image, for messages.
+        size: Side of the output in pixels.
+        rng: Draws the training view; None: the evaluation transform.
+        augmentation: What may be drawn.
+
+    Returns:
+        uint8 [3, size, size].
+
+    Raises:
+        DataError: If the bytes are no image, truncated, or it is too large or too narrow.
+    """
+    if rng is None:
+        return eval_transform(decode_image(data, where), size)
+    return decode_train_crop(data, where, size, rng, augmentation)
 
 
 def _open(data: bytes, where: str) -> Image.Image:
@@ -161,18 +205,20 @@ def _resize_crop(image: Image.Image, box: tuple[float, float, float, float], siz
     return _to_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=1.0))
 
 
-def draw_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def draw_crop(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float] = OPEN_CLIP.crop_scale
+) -> tuple[int, int, int, int]:
     """Draw a crop as torchvision's ``RandomResizedCrop`` does, from a NumPy generator.
 
-    Area is uniform in ``CROP_SCALE``, the logarithm of the aspect ratio in that of ``CROP_RATIO``; after ten
-    draws that do not fit, the largest centred crop within the ratios is taken.
+    The share of the area is uniform in ``scale``, the logarithm of the aspect ratio in that of
+    ``CROP_RATIO``; after ten draws that do not fit, the largest centred crop within the ratios is taken.
 
     Returns:
         Left, top, width and height in pixels.
     """
     low, high = (math.log(ratio) for ratio in CROP_RATIO)
     for _ in range(10):
-        area = width * height * rng.uniform(*CROP_SCALE)
+        area = width * height * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

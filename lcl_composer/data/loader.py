@@ -17,6 +17,7 @@ from streaming import StreamingDataLoader
 from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, collate, num_samples, num_tokens, split_batch
+from lcl_composer.data.image import OPEN_CLIP, Augmentation
 from lcl_composer.data.interleave import Layout
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.stream import DocumentStream
@@ -148,6 +149,8 @@ def build_loader(
     seed: int,
     max_bad_fraction: float,
     pin_memory: bool,
+    augmentation: Augmentation = OPEN_CLIP,
+    held_out_only: bool = False,
 ) -> DataSpec:
     """Build the loader of one data set, or of several mixed, for Composer's Trainer.
 
@@ -160,12 +163,14 @@ def build_loader(
         seed: Seed of the layout and augmentation draws.
         max_bad_fraction: Largest share of bad samples.
         pin_memory: Copy batches to pinned memory (for CUDA).
+        augmentation: What training images are varied by.
+        held_out_only: The documents that ``data.train.hold_out`` keeps from training, and no others.
 
     Raises:
         DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
     """
     stream = DocumentStream(
-        sources=_sources("data.train" if train else "data.eval", settings),
+        sources=sources_of("data.train" if train else "data.eval", settings),
         train=train,
         epoch_size=settings.epoch_size,
         batching_method=settings.batching_method,
@@ -178,6 +183,9 @@ def build_loader(
         layout=layout,
         image_size=image_size,
         seed=seed,
+        augmentation=augmentation,
+        hold_out=settings.hold_out,
+        held_out_only=held_out_only,
     )
     loader = DocumentLoader(
         stream,
@@ -195,8 +203,8 @@ def build_loader(
     )
 
 
-def _sources(key: str, settings: StreamConfig) -> list[DocumentSource]:
-    """The sets of shards that ``data.train`` or ``data.eval`` names."""
+def sources_of(key: str, settings: StreamConfig) -> list[DocumentSource]:
+    """The sets of shards that ``data.train`` or ``data.eval``, the ``key``, names."""
     if settings.streams is None:
         assert settings.local is not None, "StreamConfig checks it"
         sets = [ShardSet(key, settings.local, settings.remote, settings.split)]

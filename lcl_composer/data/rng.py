@@ -26,3 +26,9 @@ def sample_rng(seed: int, epoch: int, sample_id: str, purpose: str) -> np.random
     key = "\0".join((str(int(seed)), str(int(epoch)), purpose, sample_id))
     digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def share_of(sample_id: str) -> float:
+    """A number in [0, 1) that depends on the id alone: what is below a share is that share of the samples."""
+    digest = blake2b(sample_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"share").digest()
+    return int.from_bytes(digest, "little") / 2**64

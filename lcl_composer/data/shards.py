@@ -104,6 +104,15 @@ def read_shard(folder: Path, shard: dict[str, Any]) -> Iterator[Document | DataE
     return _documents(folder, shard, range(shard["samples"]))
 
 
+def read_places(folder: Path, shard: dict[str, Any], places: Iterable[int]) -> Iterator[Document | DataError]:
+    """Yield some documents of a shard by their places in it; a bad one is yielded as the error.
+
+    Raises:
+        DataError: If the shard is damaged.
+    """
+    return _documents(folder, shard, places)
+
+
 def read_documents(folder: Path) -> Iterator[Document]:
     """Yield every document of a data set, in its order.
 
@@ -117,6 +126,29 @@ def read_documents(folder: Path) -> Iterator[Document]:
             if isinstance(document, DataError):
                 raise document
             yield document
+
+
+def read_texts(folder: Path, shard: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the texts of each document of a shard, without reading its images.
+
+    Raises:
+        DataError: If the shard is damaged.
+    """
+    path, _, packed = _stored(folder, shard) or (folder, {}, False)
+    data = np.frombuffer(_load(folder, shard), np.uint8) if packed else np.memmap(path, np.uint8, "r")
+    fixed, column = shard["column_sizes"], shard["column_names"].index("segments")
+    header = 4 * sum(not size for size in fixed)
+    try:
+        for begin in data[4 : 4 * (1 + shard["samples"])].view(np.uint32).tolist():
+            given = iter(data[begin : begin + header].view(np.uint32).tolist())
+            sizes = [size or next(given) for size in fixed]
+            start = begin + header + sum(sizes[:column])
+            segments = json.loads(data[start : start + sizes[column]].tobytes())
+            yield [segment["text"] for segment in segments if "text" in segment]
+    except (ValueError, LookupError, TypeError, StopIteration) as error:
+        raise DataError(
+            f"{path}: damaged ({type(error).__name__}: {error}); copy or convert it anew"
+        ) from error
 
 
 def spread(total: int, count: int) -> list[int]:

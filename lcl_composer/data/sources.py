@@ -34,6 +34,8 @@ from lcl_composer.errors import DataError, one_line
 log = logging.getLogger(__name__)
 
 _INDEX = "index.json"
+#: Beside a data set's index: how many documents each class has, and of which index that was counted.
+CLASSES_FILE = "classes.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,19 @@ class DocumentSource(Stream):
     def folder(self) -> Path:
         """Where the shards lie or are cached."""
         return Path(self.local, self.split)
+
+    def folder_of_index(self) -> Path:
+        """The folder, its index and the list of its classes fetched where they lie elsewhere.
+
+        Raises:
+            DataError: If they cannot be fetched; without that list every shard would have to be.
+        """
+        for name in (_INDEX, CLASSES_FILE) if self.can_fetch else ():
+            if not (self.folder / name).is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                partial = f"{name}.{os.getpid()}.tmp"
+                os.replace(self._download_file(name, partial), self.folder / name)
+        return self.folder
 
     @property
     def can_fetch(self) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lcl_composer.data.collate import Sample, bad_sample, make_sample
 from lcl_composer.data.document import Document
+from lcl_composer.data.features import FeatureViews
 from lcl_composer.data.filters import filter_document
-from lcl_composer.data.image import decode_image, decode_train_crop, eval_transform
+from lcl_composer.data.image import OPEN_CLIP, Augmentation, view_of
 from lcl_composer.data.interleave import Layout, TokenLayout
-from lcl_composer.data.rng import sample_rng
+from lcl_composer.data.rng import sample_rng, share_of
 from lcl_composer.data.sampling import (
     ShardIndex,
     batch_parts,
@@ -63,6 +64,9 @@ class DocumentStream(WatchedDataset):
         layout: What the method makes of a document.
         image_size: Side of the images in pixels.
         seed: Seed of the layout and augmentation draws.
+        augmentation: What training images are varied by.
+        hold_out: Share of the documents, by a hash of their id, that training leaves out.
+        held_out_only: Give those alone, and not the others.
 
     Raises:
         DataError: If a data set is missing, empty, too small, or not one of Documents in safe encodings.
@@ -84,6 +88,9 @@ class DocumentStream(WatchedDataset):
         layout: Layout,
         image_size: int,
         seed: int,
+        augmentation: Augmentation = OPEN_CLIP,
+        hold_out: float = 0.0,
+        held_out_only: bool = False,
     ) -> None:
         self._key = "data.train" if train else "data.eval"
         with first_come() if World.detect().is_local_leader else nullcontext():
@@ -103,9 +110,14 @@ class DocumentStream(WatchedDataset):
         self.spanner = ShardIndex(self.samples_per_shard)  # pyright: ignore[reportAttributeAccessIssue]
         self.layout = layout
         self.image_size = image_size
+        self.augmentation = augmentation
+        self.features: FeatureViews | None = (
+            None  # stand for pixels where they are set before the first epoch
+        )
+        self._hold_out, self._held_out_only = hold_out, held_out_only
         self._sources = [source.source for source in sources]
         self._train = train
-        self._seed = seed
+        self.seed = seed
         self._epoch = 0
         self._ranks = self._parallel_rank_world.num_ranks
         self._doubted: set[int] = set()
@@ -186,7 +198,7 @@ class DocumentStream(WatchedDataset):
     def _try_item(self, sample_id: int, retry: int) -> Sample:
         repeat, index = divmod(int(sample_id), self.num_samples)
         if repeat >= _BLANK:
-            return bad_sample("", "", self.image_size)
+            return self._bad("", "")
         name, where, shard = f"sample {index}", "an MDS record", self.spanner[index][0]
         try:
             record = super().get_item(index, retry)
@@ -195,12 +207,16 @@ class DocumentStream(WatchedDataset):
                 Document.from_record(record), repeat, self._sources[self.stream_per_shard[shard]]
             )
         except (DataError, ValueError, IndexError, KeyError) as error:
-            return bad_sample(name, f"{error} (source {where})", self.image_size)
+            return self._bad(name, f"{error} (source {where})")
+
+    def _bad(self, name: str, problem: str) -> Sample:
+        return bad_sample(name, problem, self.image_size, self.features.empty if self.features else None)
 
     def _to_sample(self, document: Document, repeat: int, source: ShardSet) -> Sample:
         kept = filter_document(document, source)
-        if kept is None:
-            return bad_sample(document.id, "", self.image_size)
+        passed_over = self._hold_out and (share_of(document.id) < self._hold_out) != self._held_out_only
+        if kept is None or passed_over:
+            return self._bad(document.id, "")
         rng = self._rng(document, repeat, "layout")
         layout = self.layout(kept, rng)
         if not len(layout.tokens):
@@ -209,19 +225,18 @@ class DocumentStream(WatchedDataset):
 
     def _rng(self, document: Document, repeat: int, purpose: str) -> np.random.Generator:
         purpose = f"{purpose}, repeat {repeat}" if repeat else purpose
-        return sample_rng(self._seed, self._epoch, document.id, purpose)
+        return sample_rng(self.seed, self._epoch, document.id, purpose)
 
     def _pixels(self, document: Document, layout: TokenLayout, repeat: int) -> Tensor:
-        """Return the pixels of the images that the layout uses, uint8 [I, 3, H, W]."""
+        """Return the pixels of the images that the layout uses, uint8 [I, 3, H, W], or their features."""
+        if self.features is not None:
+            return self.features.rows(document.id, layout.images.tolist(), self._epoch + repeat)
         images = document.images
         pixels = torch.empty(len(layout.images), 3, self.image_size, self.image_size, dtype=torch.uint8)
         for row, index in zip(pixels, layout.images.tolist(), strict=True):
             where = f"document {document.id!r}, image {index}"
-            if self._train:
-                rng = self._rng(document, repeat, f"augment {index}")
-                row.copy_(decode_train_crop(images[index].data, where, self.image_size, rng))
-            else:
-                row.copy_(eval_transform(decode_image(images[index].data, where), self.image_size))
+            rng = self._rng(document, repeat, f"augment {index}") if self._train else None
+            row.copy_(view_of(images[index].data, where, self.image_size, rng, self.augmentation))
         return pixels
 
     def _mend_shard(self, sample_id: int) -> bool:

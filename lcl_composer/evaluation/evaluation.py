@@ -24,6 +24,9 @@ class Row(NamedTuple):
 class Evaluation(ABC):
     """A measurement named in ``evaluation:``; files that it needs are opened at its construction."""
 
+    #: Batches of the documents that ``data.train.hold_out`` keeps from training, to choose by; None: none.
+    kept: Iterable[PackedBatch] | None = None
+
     def start(self, model: Method) -> None:  # noqa: B027 (most have nothing to do)
         """Look at the model as it was built, before any checkpoint is loaded."""
 

@@ -1,18 +1,23 @@
-"""Frozen features of a folder of labelled images."""
+"""Frozen features of labelled images: an ImageFolder, or shards of labelled documents."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
+from lcl_composer.data.document import Document
 from lcl_composer.data.image import decode_image
+from lcl_composer.data.labelled import class_name, count_classes
+from lcl_composer.data.shards import open_shards, read_shard
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
@@ -23,11 +28,62 @@ from lcl_composer.finite import check_finite
 FeatureKind = Literal["patch_mean", "pooled"]
 
 
-def open_image_folder(folder: str | Path, transform: Callable) -> ImageFolder:
-    """Open ``folder/<class>/*.png|jpg|...`` as a torchvision ImageFolder.
+#: Bytes of features that are held in memory; more lie in a temporary file that is mapped.
+IN_MEMORY = 1 << 30
+
+
+class LabelledShards(Dataset[tuple[Tensor, int]]):
+    """Shards of labelled documents, with what torchvision's ImageFolder has: ``root``, ``classes``, items.
+
+    A shard is in memory at a time: read in order, each is read once.
 
     Args:
-        folder: Root of the tree.
+        folder: With the index of the shards, as ``lcl convert imagefolder`` makes it.
+        transform: RGB PIL image -> uint8 [3, H, W].
+
+    Raises:
+        DataError: If a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, transform: Callable) -> None:
+        self.root, self.transform = str(folder), transform
+        self.classes = list(count_classes(folder))
+        self._shards = open_shards(folder)
+        self._shards.check_whole()
+        self._ends = np.cumsum([shard["samples"] for shard in self._shards.present])
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
+        self._held: tuple[int, list[Document | DataError]] = (-1, [])
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """An image and the number of its class.
+
+        Raises:
+            DataError: If the document is damaged, or no labelled image.
+        """
+        shard = int(self._ends.searchsorted(index, side="right"))
+        if self._held[0] != shard:
+            self._held = shard, list(read_shard(self._shards.folder, self._shards.present[shard]))
+        document = self._held[1][index - int(self._ends[shard])]  # from the end
+        if isinstance(document, DataError):
+            raise document
+        label = self._numbers[class_name(document)]
+        image = decode_image(document.images[0].data, f"document {document.id!r} of {self.root}")
+        return self.transform(image), label
+
+
+#: Labelled images by number: ``root``, ``classes``, and items of an image and the number of its class.
+LabelledImages = ImageFolder | LabelledShards
+
+
+def open_image_folder(folder: str | Path, transform: Callable) -> LabelledImages:
+    """Open ``folder/<class>/*.png|jpg|...``, or shards of labelled documents.
+
+    Args:
+        folder: Root of the tree, or where ``index.json`` of the shards is.
         transform: RGB PIL image -> uint8 [3, H, W], or whatever the encoder takes. Images are decoded as
             those of training documents are (transparent ones on white).
 
@@ -36,6 +92,8 @@ def open_image_folder(folder: str | Path, transform: Callable) -> ImageFolder:
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder; an evaluation needs folder/<class>/<image> files")
+    if (Path(folder) / "index.json").is_file():
+        return LabelledShards(Path(folder), transform)
     try:
         return ImageFolder(str(folder), transform, loader=_load)
     except (FileNotFoundError, RuntimeError) as error:
@@ -63,11 +121,12 @@ def reduce_features(kind: FeatureKind, pooled: Tensor | None, tokens: Tensor) ->
 
 
 def extract_features(
-    model: nn.Module, images: ImageFolder, *, kind: FeatureKind = "patch_mean", batch_size: int = 64
+    model: nn.Module, images: LabelledImages, *, kind: FeatureKind = "patch_mean", batch_size: int = 64
 ) -> tuple[Tensor, Tensor]:
     """Features and labels of every image, in the folder's order, without disturbing training.
 
-    Each rank reads every W-th image; all ranks must call this together and all get the whole result.
+    Each rank reads every W-th image; all ranks must call this together and all get the whole result. Beyond
+    ``IN_MEMORY`` bytes the features are a map of a temporary file.
 
     Args:
         model: Has ``encode_images(pixel_values) -> (pooled [I, E], tokens [I, K, W])``.
@@ -83,21 +142,28 @@ def extract_features(
     """
     rank, world_size = world()
     shard = Subset(images, range(rank, len(images), world_size))
-    features, labels = [], []
+    whole, labels = torch.empty(0, 0), torch.empty(len(images), dtype=torch.int64)
     with undisturbed(model):
-        for pixels, targets in DataLoader(shard, batch_size):
-            pooled, tokens = model.encode_images(pixels.to(device_of(model)))  # type: ignore[operator]
-            features.append(reduce_features(kind, pooled, tokens).float().cpu())
-            labels.append(targets)
-    parts = [part for part in gather_objects((features, labels)) if part[0]]
-    whole = _interleave([torch.cat(f) for f, _ in parts])
-    check_finite(f"features of {images.root}", {kind: whole})
-    return whole, _interleave([torch.cat(y) for _, y in parts])
+        batches = iter(DataLoader(shard, batch_size))
+        for first in range(0, len(images), batch_size * world_size):
+            mine = next(batches, None)
+            if mine is not None:
+                pooled, tokens = model.encode_images(mine[0].to(device_of(model)))  # type: ignore[operator]
+                mine = (reduce_features(kind, pooled, tokens).float().cpu(), mine[1])
+            for number, part in enumerate(gather_objects(mine)):
+                if part is None:
+                    continue
+                check_finite(f"features of {images.root}", {kind: part[0]})
+                if not len(whole):
+                    whole = _rows(len(images), part[0].shape[1])
+                places = slice(first + number, first + number + world_size * len(part[0]), world_size)
+                whole[places], labels[places] = part
+    return whole, labels
 
 
-def _interleave(parts: list[Tensor]) -> Tensor:
-    """Undo the sharding: row i of rank r is row ``i * W + r`` of the whole."""
-    whole = torch.empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=parts[0].dtype)
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
-    return whole
+def _rows(count: int, width: int) -> Tensor:
+    """Room for features [count, width] float32, on disk where they are many."""
+    if 4 * count * width <= IN_MEMORY:
+        return torch.empty(count, width)
+    with tempfile.TemporaryFile() as file:  # the map keeps it until it is let go
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(count, width)))

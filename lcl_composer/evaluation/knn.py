@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
+
+#: Training features that queries are compared with at once.
+_GALLERY = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,37 @@ def knn_classify(
     feature learning via non-parametric instance discrimination", CVPR 2018, section 3.4; the settings are
     DINO's (arXiv 2104.14294, k = 20).
 
+    Neither is held in memory whole where it is a map of a file.
+
     Args:
         train: Features [N, F] and labels [N].
         queries: Features [M, F].
         k: Neighbours; all N where there are fewer.
         temperature: Above 0.
-        chunk: Queries compared at once; bounds the memory at ``chunk * N`` floats.
+        chunk: Queries compared at once.
 
     Returns:
         Class indices [M].
     """
-    gallery, labels = normalize(train[0].float(), dim=1), train[1]
-    classes, predicted = int(labels.max()) + 1, []
-    for rows in normalize(queries.float(), dim=1).split(chunk):
-        cosine, nearest = (rows @ gallery.T).topk(min(k, len(gallery)), dim=1)
+    classes, predicted = int(train[1].max()) + 1, []
+    for rows in queries.split(chunk):
+        cosine, labels = _nearest(train, normalize(rows.float(), dim=1), k)
         weights = ((cosine - 1) / temperature).exp()  # less 1: common to all votes, so exp cannot overflow
-        votes = (weights.unsqueeze(2) * one_hot(labels[nearest], classes)).sum(1)
+        votes = torch.zeros(len(rows), classes).scatter_add_(1, labels, weights)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted)
+
+
+def _nearest(train: tuple[Tensor, Tensor], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines [M, k] and labels [M, k] of the nearest neighbours of normalised queries [M, F]."""
+    cosine, labels = queries.new_zeros(len(queries), 0), train[1].new_zeros(len(queries), 0)
+    for features, numbers in zip(train[0].split(_GALLERY), train[1].split(_GALLERY), strict=True):
+        more = queries @ normalize(features.float(), dim=1).T
+        cosine = torch.cat([cosine, more], 1)
+        labels = torch.cat([labels, numbers.expand(len(queries), -1)], 1)
+        cosine, places = cosine.topk(min(k, cosine.shape[1]), dim=1)
+        labels = labels.gather(1, places)
+    return cosine, labels
 
 
 def knn_accuracy(

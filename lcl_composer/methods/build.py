@@ -20,8 +20,31 @@ def build_tokenizer(config: RunConfig) -> Tokenizer:
     return registry.tokenizers.build(config.tokenizer.spec())
 
 
-def build_model(config: RunConfig, vocab_size: int) -> Method:
+def find_classes(config: RunConfig) -> tuple[str, ...] | None:
+    """The classes of the data set, where the method has a head for them; None where it has none.
+
+    Raises:
+        DataError: If the shards are not here, have fewer than two classes, or ``data.eval`` has others.
+    """
+    if "classes" not in registry.methods.injectable(config.method.name):
+        return None
+    from lcl_composer.data.labelled import classes_of
+    from lcl_composer.data.loader import sources_of
+
+    train, held_out = config.data.train, config.data.eval
+    return classes_of(
+        [source.folder_of_index() for source in sources_of("data.train", train)],
+        [source.folder_of_index() for source in sources_of("data.eval", held_out)] if held_out else (),
+    )
+
+
+def build_model(config: RunConfig, vocab_size: int, classes: tuple[str, ...] | None = None) -> Method:
     """The method around its networks; on the meta device if that is current.
+
+    Args:
+        config: The run.
+        vocab_size: Of the tokenizer.
+        classes: What :func:`find_classes` found.
 
     Raises:
         ConfigError: If the context is longer than the language model's positions, or the encoder takes images
@@ -41,7 +64,7 @@ def build_model(config: RunConfig, vocab_size: int) -> Method:
     if config.model.pooler is not None:
         pooler = config.model.pooler.spec()
         networks["pooler"] = registry.poolers.build(pooler, width=width, embed_dim=embed_dim)
-    return registry.methods.build(config.method.spec(), vocab_size=vocab_size, **networks)
+    return registry.methods.build(config.method.spec(), vocab_size=vocab_size, classes=classes, **networks)
 
 
 def _build_language_model(config: RunConfig, vocab_size: int) -> TransformersLM:

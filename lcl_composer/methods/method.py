@@ -128,6 +128,10 @@ class Method(ComposerModel):
         first = parameter_name.split(".")[0]
         return first if first in self.part_names else "heads"
 
+    def group_settings(self, parameter_name: str) -> dict[str, float]:
+        """What the optimizer does otherwise to a parameter than the YAML says, such as ``{"lr": 0.1}``."""
+        return {}
+
     @property
     def contrast_term(self) -> Term | None:
         """The term that contrasts, where there is one."""
@@ -135,7 +139,7 @@ class Method(ComposerModel):
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor | None, Tensor]:
         """Latents [I, E], None where nothing pools, and patch tokens [I, K, W] of images [I, 3, H, W]."""
-        tokens_IKW = self.encoder(pixel_values)
+        tokens_IKW = self._tokens(pixel_values)
         pooler = self.parts.get("pooler")
         return pooler(tokens_IKW) if pooler is not None else None, tokens_IKW
 
@@ -164,7 +168,11 @@ class Method(ComposerModel):
         A batch without images runs a blank one of which nothing is kept: every rank must put every parameter
         into its graph, or DDP and FSDP stop.
         """
-        return self._encode(batch, self.encoder)
+        return self._encode(batch, self._tokens)
+
+    def _tokens(self, pixel_values: Tensor) -> Tensor:
+        """Patch tokens of images, or those that a cache gives in place of images."""
+        return pixel_values.float() if pixel_values.dim() == 3 else self.encoder(pixel_values)
 
     def slots(self, batch: PackedBatch) -> Tensor:
         """Flat positions [R, K'] of the tokens of the R images that the language model reads.
@@ -183,7 +191,7 @@ class Method(ComposerModel):
 
     def _encode(self, batch: PackedBatch, encode: Callable[[Tensor], Tensor]) -> Tensor:
         pixels = batch["pixel_values"]
-        if len(pixels):
+        if len(pixels) or pixels.dim() == 3:
             return encode(pixels)
         side = self.encoder.image_size
         return encode(pixels.new_zeros(1, 3, side, side))[:0]
@@ -222,7 +230,8 @@ class Method(ComposerModel):
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations of a batch's forward by part, in the order of the flow; see ``models/flops.py``."""
-        return {"encoder": self.image_flops() * len(batch["pixel_values"])}
+        images = batch["pixel_values"]
+        return {"encoder": self.image_flops() * len(images) if images.dim() == 4 else 0}
 
     def image_flops(self) -> int:
         """Operations of one image's forward through the encoder; counted once."""

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import resized_crop
 from lcl_composer.data import image as image_module
 from lcl_composer.data.image import (
     CROP_RATIO,
-    CROP_SCALE,
+    OPEN_CLIP,
     decode_image,
     decode_train_crop,
     draw_crop,
@@ -148,7 +148,7 @@ def test_crop_lies_inside_with_the_drawn_area(width: int, height: int, seed: int
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000)])
 def test_a_narrow_image_gets_torchvisions_central_crop(width: int, height: int):
     blank = cast(Any, Image.new("RGB", (width, height)))
-    top, left, h, w = RandomResizedCrop.get_params(blank, list(CROP_SCALE), list(CROP_RATIO))
+    top, left, h, w = RandomResizedCrop.get_params(blank, list(OPEN_CLIP.crop_scale), list(CROP_RATIO))
     assert draw_crop(width, height, np.random.default_rng(0)) == (left, top, w, h)
 
 
@@ -157,7 +157,7 @@ def test_crops_are_distributed_as_torchvisions():
     blank, rng = Image.new("RGB", (120, 100)), np.random.default_rng(0)
     theirs = np.array(
         [
-            RandomResizedCrop.get_params(cast(Any, blank), list(CROP_SCALE), list(CROP_RATIO))
+            RandomResizedCrop.get_params(cast(Any, blank), list(OPEN_CLIP.crop_scale), list(CROP_RATIO))
             for _ in range(4000)
         ]
     )

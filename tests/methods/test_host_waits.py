@@ -19,6 +19,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
 from lcl_composer.methods.blip2 import BLIP2
 from lcl_composer.methods.caption import Caption
+from lcl_composer.methods.classify import Classify
 from lcl_composer.methods.clip import CLIP
 from lcl_composer.methods.coca import CoCa
 from lcl_composer.methods.emu import Emu
@@ -63,10 +64,13 @@ PAIR_BATCHES = {
 RETRIEVE = {
     f"retrieve {form}": lambda encoder, pooler, form=form: retrieve_of(form) for form in RETRIEVE_FORMS
 }
+NAMES = ("1 2 3", "4 5")
 PAIR_METHODS = {
     **RETRIEVE,
     "blip2": partial(BLIP2, num_queries=3, query_layers=1, query_heads=2),
     "caption": Caption,
+    "classify": partial(Classify, classes=NAMES, num_heads=2),
+    "classify internvl": partial(Classify, classes=NAMES, num_heads=2, query="mean", token_norm="layer"),
     "clip": CLIP,
     "coca": partial(CoCa, num_queries=3),
 }

@@ -1,0 +1,153 @@
+"""Labels are documents too: one image, and the name of its class as the only text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lcl_composer.data.document import Document, Text
+from lcl_composer.data.interleave import TokenLayout
+from lcl_composer.data.shards import open_shards, read_texts
+from lcl_composer.data.sources import CLASSES_FILE
+from lcl_composer.errors import DataError
+
+
+def class_name(document: Document) -> str:
+    """The name of the class of a labelled image.
+
+    Raises:
+        DataError: If the document is not one image and one text.
+    """
+    texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
+    if len(document.images) != 1 or len(texts) != 1 or not texts[0]:
+        raise DataError(
+            f"document {document.id!r}: {len(document.images)} images and {len(texts)} texts, not one image "
+            "and the name of its class, as lcl convert imagefolder makes"
+        )
+    return texts[0]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image, and one token whose target is the number of its class.
+
+    Attributes:
+        classes: Names of the classes in the order of their numbers.
+    """
+
+    classes: tuple[str, ...]
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Number of each class."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
+        """Lay out a labelled image.
+
+        Raises:
+            DataError: If it is none, or of a class that training does not have.
+        """
+        name = class_name(document)
+        if name not in self.numbers:
+            raise DataError(f"document {document.id!r}: training has no class {name!r}")
+        none = np.array([-1])
+        return TokenLayout(
+            tokens=np.zeros(1, dtype=np.int64),
+            targets=np.array([self.numbers[name]], dtype=np.int64),
+            images=np.zeros(1, dtype=np.int64),
+            image_starts=none,
+            anchors=none,
+            cut_tokens=0,
+            cut_images=0,
+        )
+
+
+def count_classes(folder: Path) -> dict[str, int]:
+    """How many documents of a data set each class has, sorted by name.
+
+    They are counted once, without reading images, and the counts are kept beside the index where the folder
+    can be written to. Documents that are no labelled images are left out: they are bad samples later.
+
+    Raises:
+        DataError: If there is no data set, or a shard is damaged or not here.
+    """
+    index = folder / "index.json"
+    digest = hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else ""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        known = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+        if known["index"] == digest:
+            return {str(name): int(count) for name, count in known["classes"].items()}
+    shards = open_shards(folder)
+    shards.check_whole()
+    counts = Counter(
+        texts[0]
+        for shard in shards.present
+        for texts in read_texts(folder, shard)
+        if len(texts) == 1 and texts[0]
+    )
+    found = dict(sorted(counts.items()))
+    with suppress(OSError):
+        partial = folder / f".{CLASSES_FILE}.{os.getpid()}"
+        partial.write_text(json.dumps({"index": digest, "classes": found}, ensure_ascii=False, indent=1))
+        partial.replace(folder / CLASSES_FILE)
+    return found
+
+
+def classes_of(train: Iterable[Path], held_out: Iterable[Path] = ()) -> tuple[str, ...]:
+    """The classes of a training set, sorted by name: the order of their numbers.
+
+    Args:
+        train: Folders of its shards.
+        held_out: Folders of the set to measure on.
+
+    Raises:
+        DataError: If there are fewer than two, or the two sets differ in them.
+    """
+    train, held_out = list(train), list(held_out)
+    names = sorted({name for folder in train for name in count_classes(folder)})
+    where = ", ".join(map(str, train))
+    if len(names) < 2:
+        raise DataError(f"{where}: {len(names)} classes; classification needs two at least")
+    if held_out:
+        others = {name for folder in held_out for name in count_classes(folder)}
+        check_same_classes((where, names), (", ".join(map(str, held_out)), others))
+    return tuple(names)
+
+
+def check_same_classes(train: tuple[str, Iterable[str]], held_out: tuple[str, Iterable[str]]) -> None:
+    """Refuse two sets whose labels would not mean the same.
+
+    Args:
+        train: Where one lies, and the names of its classes.
+        held_out: The same of the other.
+
+    Raises:
+        DataError: If they differ in the names.
+    """
+    (first, ours), (second, theirs) = ((where, set(names)) for where, names in (train, held_out))
+    if ours == theirs:
+        return
+    spelled = {_plain(name): name for name in ours - theirs}
+    for name in sorted(theirs - ours):
+        if _plain(name) in spelled:
+            other = spelled[_plain(name)]
+            raise DataError(f"{second} calls a class {name!r} that {first} calls {other!r}; give it one name")
+    odd = sorted(ours ^ theirs)
+    raise DataError(
+        f"{first} and {second} differ in the classes {', '.join(odd[:5])}"
+        f"{f' and {len(odd) - 5} more' if len(odd) > 5 else ''}; give both the same classes"
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
