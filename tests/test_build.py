@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from timm.optim import param_groups_layer_decay
 
 from lcl_composer import build
 from lcl_composer.config import RunConfig, check_batch_divides, compose
@@ -105,8 +104,8 @@ def test_weight_decay_on_matrices_only():
     assert found | left == set(names.values())
 
 
-def test_layer_decay_is_timms():
-    """Each layer's rate is what timm's groups say; the heads and the final norm have the full one."""
+def test_layer_decay_is_beits():
+    """Of two blocks: d ** (2 - number) a block, d ** 3 what is before them, the full rate what is after."""
     run = config(layer_decay=0.5)
     model = build_model(run, 300)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -116,14 +115,13 @@ def test_layer_decay_is_timms():
         for p in group["params"]
     }
     assert found.keys() == set(names.values())
-    groups = param_groups_layer_decay(model.encoder.backbone, layer_decay=0.5)
-    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    for name, parameter in model.encoder.backbone.named_parameters():
-        rate, decay = found[f"encoder.backbone.{name}"]
-        assert rate == pytest.approx(scales[id(parameter)]), name
-        assert decay == (0.0 if parameter.dim() < 2 or name == "cls_token" else 0.2), name
+    early = ("cls_token", "pos_embed", "patch_embed.proj.weight", "norm_pre.weight")
+    expected = dict.fromkeys(early, 0.125) | {"norm.weight": 1.0}
+    expected |= {"blocks.0.attn.qkv.weight": 0.25, "blocks.1.mlp.fc1.bias": 0.5}
+    for name, rate in expected.items():
+        decayed = name.endswith(("qkv.weight", "proj.weight", "pos_embed"))
+        assert found[f"encoder.backbone.{name}"] == (rate, 0.2 if decayed else 0.0), name
     assert {found[name][0] for name in found if not name.startswith("encoder.")} == {1.0}
-    assert {rate for rate, _ in found.values()} == {0.125, 0.25, 0.5, 1.0}
 
 
 def test_a_frozen_parameter_is_not_optimised():
