@@ -139,6 +139,12 @@ def _collate_with_problems(samples: Sequence[Sample]) -> tuple[PackedBatch, list
     return collate(samples), [s["problem"] for s in samples if s["problem"]]
 
 
+#: Settings that the stream takes under the same name.
+_SAME = (
+    "batching_method", "cache_limit", "hold_out", "num_canonical_nodes", "predownload", "shuffle", "shuffle_seed"
+)  # fmt: skip
+
+
 def build_loader(
     settings: StreamConfig,
     *,
@@ -152,7 +158,7 @@ def build_loader(
     augmentation: Augmentation = OPEN_CLIP,
     held_out_only: bool = False,
 ) -> DataSpec:
-    """Build the loader of one data set, or of several mixed, for Composer's Trainer.
+    """The loader of one data set, or of several mixed, for Composer's Trainer.
 
     Args:
         settings: ``data.train`` or ``data.eval`` of a config.
@@ -173,18 +179,12 @@ def build_loader(
         sources=sources_of("data.train" if train else "data.eval", settings),
         train=train,
         epoch_size=settings.epoch_size,
-        batching_method=settings.batching_method,
-        shuffle=settings.shuffle,
-        shuffle_seed=settings.shuffle_seed,
-        num_canonical_nodes=settings.num_canonical_nodes,
         batch_size=batch_size,
-        predownload=settings.predownload,
-        cache_limit=settings.cache_limit,
+        **{name: getattr(settings, name) for name in _SAME},
         layout=layout,
         image_size=image_size,
         seed=seed,
         augmentation=augmentation,
-        hold_out=settings.hold_out,
         held_out_only=held_out_only,
     )
     loader = DocumentLoader(
