@@ -141,7 +141,8 @@ def _collate_with_problems(samples: Sequence[Sample]) -> tuple[PackedBatch, list
 
 #: Settings that the stream takes under the same name.
 _SAME = (
-    "batching_method", "cache_limit", "hold_out", "num_canonical_nodes", "predownload", "shuffle", "shuffle_seed"
+    "batching_method", "cache_limit", "epoch_size", "hold_out", "num_canonical_nodes", "predownload",
+    "shuffle", "shuffle_seed",
 )  # fmt: skip
 
 
@@ -178,7 +179,6 @@ def build_loader(
     stream = DocumentStream(
         sources=sources_of("data.train" if train else "data.eval", settings),
         train=train,
-        epoch_size=settings.epoch_size,
         batch_size=batch_size,
         **{name: getattr(settings, name) for name in _SAME},
         layout=layout,
