@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
-from torchvision.datasets import ImageFolder
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.image import eval_transform
 from lcl_composer.data.interleave import Layout
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.evaluation import Evaluation, Row
-from lcl_composer.evaluation.features import open_image_folder
+from lcl_composer.evaluation.features import LabelledImages, open_image_folder
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.metrics import cosines
 from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
@@ -122,7 +121,7 @@ def class_features(
     return torch.stack([every[number] for number in range(len(names))])
 
 
-def image_logits(model: Method, images: ImageFolder, classes: Tensor, batch_size: int = 64) -> Tensor:
+def image_logits(model: Method, images: LabelledImages, classes: Tensor, batch_size: int = 64) -> Tensor:
     """Logits [N, C] of every image, in the folder's order: the scale of the contrast times the cosine.
 
     Each rank reads every W-th image; all ranks must call this together and all get the whole result.
@@ -216,7 +215,7 @@ class Prompted:
         self.templates, self.batch_size = templates_of(templates), batch_size
 
     @cached_property
-    def images(self) -> ImageFolder:
+    def images(self) -> LabelledImages:
         """The images; raises DataError if the folder is missing or holds none in class folders."""
         return open_image_folder(self._place, partial(eval_transform, size=self._size))
 
