@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from lcl_composer.data.document import Document
 from lcl_composer.data.image import decode_image
 from lcl_composer.data.labelled import class_name, count_classes
-from lcl_composer.data.shards import open_shards, read_shard
+from lcl_composer.data.shards import open_shards, read_documents, read_shard
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
@@ -53,6 +54,17 @@ class LabelledShards(Dataset[tuple[Tensor, int]]):
         self._ends = np.cumsum([shard["samples"] for shard in self._shards.present])
         self._numbers = {name: number for number, name in enumerate(self.classes)}
         self._held: tuple[int, list[Document | DataError]] = (-1, [])
+
+    @cached_property
+    def samples(self) -> list[tuple[str, int]]:
+        """Id and class of every document; reads all shards once."""
+        documents = read_documents(self._shards.folder)
+        return [(document.id, self._numbers[class_name(document)]) for document in documents]
+
+    @property
+    def targets(self) -> list[int]:
+        """Class of every document."""
+        return [label for _, label in self.samples]
 
     def __len__(self) -> int:
         """How many documents there are."""

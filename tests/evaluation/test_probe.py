@@ -113,6 +113,9 @@ def test_shards_of_labelled_documents_give_what_the_folder_gives(
     found = [extract_features(model, open_image_folder(p, to_tensor), batch_size=4) for p in places]
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1].tolist() == found[1][1].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    shards = open_image_folder(tmp_path / "shards", to_tensor)
+    assert shards.targets == found[0][1].tolist()
+    assert [name for name, _ in shards.samples] == [file.as_posix() for file in files]
 
 
 def test_few_images_a_class_are_still_probed() -> None:
