@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,12 +149,7 @@ class Job:
     def kill(self) -> None:
         """``kill -9`` every process of the job at once: nodes, ranks and workers."""
         for process in self.processes:
-            try:
-                os.killpg(process.pid or 0, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        for process in self.processes:
-            process.join()
+            kill_group(process)
 
     def kill_at(self, batch: int, timeout: float = 120) -> int:
         """Kill it as soon as the first rank has come to a batch; returns the last batch that was noted."""
@@ -228,6 +224,28 @@ def _train(experiment: Path, settings: list[str]) -> None:
     from lcl_composer.train import train
 
     train(experiment, settings)
+
+
+def kill_group(process: BaseProcess) -> None:
+    """``kill -9`` a process that leads a group, with the group; returns when all are dead.
+
+    What it started dies a little later than it does, and the run's lock with that.
+    """
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        children = []
+    process.join()
+    while not all(map(_is_dead, children)):
+        time.sleep(0.005)
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE  # nobody may ever ask for its exit code
+    except psutil.NoSuchProcess:
+        return True
 
 
 def launch_ranks(world: dict[str, str], work: Callable[[], None]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import free_port, launch_ranks
+from benchmarks.jobs import free_port, kill_group, launch_ranks
 
 
 class Forked:
@@ -54,8 +53,7 @@ class Forked:
 
     def kill(self) -> None:
         """``kill -9`` it and all that it started, at once."""
-        os.killpg(self.pid, signal.SIGKILL)
-        self._process.join()
+        kill_group(self._process)
 
 
 def _begin(
