@@ -33,6 +33,7 @@ NEEDED: dict[str, Any] = {
     "documents": 34,
     "end": 0.2,
     "folder": "exported",
+    "images": "probe/val",
     "model": {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
@@ -78,8 +79,10 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 '''
 
-#: What goes with one method alone: tests/methods/ and tests/evaluation/ have whole runs of them.
-OF_ONE_METHOD = {"captioning", "classification", "feature_cache", "vqa"}
+#: What goes with one method or its data: tests/methods/ and tests/evaluation/ have whole runs of them.
+OF_ONE_METHOD = {
+    *("caption_retrieval", "captioning", "classification", "feature_cache", "text_encoder", "vqa"),
+}
 _NAMES = {
     key: [name for name in table.names() if name not in OF_ONE_METHOD]
     for key, table in (COMPONENTS | TABLES).items()

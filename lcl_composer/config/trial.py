@@ -61,7 +61,8 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
     tables = {"algorithms": algorithms, "callbacks": callbacks, "loggers": loggers}
     for section, table in tables.items():
         for name, parameters in getattr(run, section).items():
-            yield from _refusals((section, name), table, {**parameters, "name": name}, log_dir="")
+            spec = {**parameters, "name": name}
+            yield from _refusals((section, name), table, spec, log_dir="", layout=None)
 
 
 def _refusals(key: Key, table: Any, spec: dict[str, Any], **injected: Any) -> Iterator[tuple[Key, str]]:

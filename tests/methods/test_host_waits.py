@@ -77,6 +77,12 @@ PAIR_METHODS = {
 
 
 @pytest.fixture(autouse=True)
+def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have begun a group, which has no meta tensors."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device has no autocast to switch off."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
