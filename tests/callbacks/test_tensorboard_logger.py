@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from composer.core import Callback, State
@@ -46,6 +47,7 @@ def launch(folder: Path, number: int, stop_at: int = -1) -> None:
 
 def test_steps_do_not_go_back_after_a_resume(tmp_path: Path) -> None:
     launch(tmp_path, 1, stop_at=5)
+    time.sleep(1)  # TensorBoard reads files by the second in their names
     launch(tmp_path, 2)
     events = EventAccumulator(str(tmp_path / "tensorboard/tiny"))
     events.Reload()
