@@ -35,7 +35,7 @@ def table(page: HTMLParser, section: str) -> dict[str, dict[str, Any]]:
         if row.css("td"):
             label = row.attributes.get("data-row") or row.css_first("th").text().strip()
             rows[label] = dict(
-                zip([re.sub(r" \d+ seeds$", "", c) for c in columns], row.css("td"), strict=True)
+                zip([re.sub(r" \d+ runs$", "", c) for c in columns], row.css("td"), strict=True)
             )
     return rows
 
