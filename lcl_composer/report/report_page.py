@@ -9,16 +9,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from lcl_composer.report.pictures import attention_maps, gallery
+from lcl_composer.report.pictures import Query, attention_maps, gallery
 from lcl_composer.report.results import results, throughput
 from lcl_composer.report.run import Run
 from lcl_composer.report.series import curves
 from lcl_composer.report.variants import ABSENT, Line, Variant, alike, as_text, differing, group
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 #: Facts of ``environment.json`` that always differ and say nothing about the machine.
 _NOT_COMPARED = {"started", "command", "git.untracked"}
@@ -34,13 +34,7 @@ def render(runs: Sequence[Run], version: str) -> str:
     variants = group(runs)
     settings = differing(variants)
     environment = [*environment_lines(variants)]
-    galleries = [(way, gallery(variants, way)) for way in ("text_to_image", "image_to_text")]
-    jinja = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined
-    )
-    jinja.lstrip_blocks = True
-    jinja.filters |= {"breakable": breakable, "tone": tone}
-    page = jinja.get_template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         variants=variants,
         runs=runs,
         number_of={run.name: i for i, variant in enumerate(variants) for run in variant.runs},
@@ -48,15 +42,13 @@ def render(runs: Sequence[Run], version: str) -> str:
         alike=alike(variants),
         results=results(variants, settings),
         throughput=throughput(variants),
-        galleries=[
-            (way.replace("_", " ").capitalize(), way, queries) for way, queries in galleries if queries
-        ],
+        galleries=galleries(variants),
         attention=[(i, *attention_maps(variant)) for i, variant in enumerate(variants)],
         environment=[line for line in environment if len(set(line.cells)) > 1],
         same_environment=[line for line in environment if len(set(line.cells)) == 1],
         data=embedded(curves_of(variants)),
-        css=Markup((_TEMPLATES / "report.css").read_text()),
-        script=Markup((_TEMPLATES / "report.js").read_text()),
+        css=Markup((TEMPLATES / "report.css").read_text()),
+        script=Markup((TEMPLATES / "report.js").read_text()),
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=version,
     )
@@ -77,6 +69,22 @@ def embedded(data: Any) -> Markup:
     """JSON that is safe inside a script element: no name in it can close the element."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def page_template(name: str) -> Template:
+    """A page of the folder ``templates``, which knows the filters ``breakable`` and ``tone``."""
+    jinja = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+    )
+    jinja.lstrip_blocks = True
+    jinja.filters |= {"breakable": breakable, "tone": tone}
+    return jinja.get_template(name)
+
+
+def galleries(variants: Sequence[Variant]) -> list[tuple[str, str, list[Query]]]:
+    """Title, key and queries of each way of retrieval that a variant has pictures of."""
+    found = ((way, gallery(variants, way)) for way in ("text_to_image", "image_to_text"))
+    return [(way.replace("_", " ").capitalize(), way, queries) for way, queries in found if queries]
 
 
 def breakable(name: str) -> Markup:

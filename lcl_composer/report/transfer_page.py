@@ -9,17 +9,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lcl_composer.report.confusions import Confused, matrix, most_confused
-from lcl_composer.report.pictures import Map, attention_maps, gallery, inline
-from lcl_composer.report.report_page import breakable, tone
+from lcl_composer.report.pictures import Map, attention_maps, inline
+from lcl_composer.report.report_page import TEMPLATES, galleries, page_template
 from lcl_composer.report.results import Cell, Row, decimals_of, direction, marked
 from lcl_composer.report.transfer import Entry
 from lcl_composer.report.variants import Variant
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST, _SHOWN = 400, 8
 
 #: What callbacks and evaluations draw of captions: a list of ``{"id", "file", "text", "references"}``.
@@ -56,26 +54,18 @@ def render(entries: Sequence[Entry], results: Mapping[str, Any], version: str) -
     labels = list(dict.fromkeys(encoder["label"] for encoder in results["encoders"]))
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     variants = [Variant(label, tuple(e.run for e in entries if e.encoder == label)) for label in labels]
-    galleries = [(way, gallery(variants, way)) for way in ("text_to_image", "image_to_text")]
-    jinja = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, undefined=StrictUndefined
-    )
-    jinja.lstrip_blocks = True
-    jinja.filters |= {"breakable": breakable, "tone": tone}
-    page = jinja.get_template("transfer.html.j2").render(
+    page = page_template("transfer.html.j2").render(
         variants=variants,
         tasks=tasks,
         entries=entries,
         results=results,
         rows=[row for task in tasks for row in rows_of(entries, labels, task)],
         confusions=list(_confusions(entries, labels)),
-        galleries=[
-            (way.replace("_", " ").capitalize(), way, queries) for way, queries in galleries if queries
-        ],
+        galleries=galleries(variants),
         written=_written(entries, labels),
         attention=list(_attention(entries, labels)),
         described=list(_described(entries, labels)),
-        css=Markup((_TEMPLATES / "report.css").read_text() + (_TEMPLATES / "transfer.css").read_text()),
+        css=Markup((TEMPLATES / "report.css").read_text() + (TEMPLATES / "transfer.css").read_text()),
         version=version,
     )
     return page.lstrip()
