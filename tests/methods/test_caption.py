@@ -25,17 +25,14 @@ from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.caption import VQA, Caption
 from tests import runs
-from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree
+from tests.methods.global_batch import UNEVEN, assert_microbatches_agree, assert_ranks_agree, rows_of
 from tests.methods.whole_runs import assert_resumes_exactly, fit, pairs, settings
 from tests.models.saved import SIZES, save_language_model
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
-    RULES,
-    TOKENIZER,
     TOKENS_PER_IMAGE,
     bad_batch,
-    batch,
     document,
     gradients,
     tiny_method,
@@ -49,10 +46,6 @@ def made(number: int) -> Document:
     rng = np.random.default_rng([5, number])
     texts = [" ".join(map(str, rng.integers(1, 59, rng.integers(1, 9)))) for _ in range(3)]
     return document(IMAGE, *texts, name=f"d{number}")
-
-
-def rows_of(model: Caption, count: int) -> PackedBatch:
-    return batch([made(number) for number in range(count)], model.layout(TOKENIZER, RULES))
 
 
 def plain_loss(model: Caption, rows: PackedBatch) -> Tensor:
@@ -74,7 +67,7 @@ def plain_loss(model: Caption, rows: PackedBatch) -> Tensor:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_loss_and_gradients_are_those_of_a_plain_version(method: Callable[..., Caption]) -> None:
     model = tiny_method(method)
-    rows = rows_of(model, 5)
+    rows = rows_of(model, 5, made)
     loss = model.loss(model(rows), rows)["total"]
     expected = plain_loss(model, rows)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
@@ -106,7 +99,7 @@ def test_a_batch_without_a_document_trains_nothing_and_leaves_no_gradient_out() 
 
 def test_operations_are_what_torch_counts() -> None:
     model = tiny_method(METHODS["vqa"]).eval()
-    rows = rows_of(model, 4)
+    rows = rows_of(model, 4, made)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(rows)["hidden"] @ model.language_model.generation_head.weight.T  # type: ignore[union-attr, operator]
     # torch counts whole score matrices, of which a causal kernel computes half
@@ -119,7 +112,7 @@ def test_a_frozen_language_model_is_frozen_with_its_head() -> None:
     LayerFreezing(["encoder", "language_model"]).prepare(model)
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"connector"}
-    rows = rows_of(model, 3)
+    rows = rows_of(model, 3, made)
     model.loss(model(rows), rows)["total"].backward()
     assert all(gradient.any() for gradient in gradients(model).values())
 
