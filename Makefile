@@ -20,10 +20,10 @@ export PYTHONNOUSERSITE := 1
 export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg
 
-.PHONY: help setup demo test check lint real table1 lock clean
+.PHONY: help setup demo test check lint real table1 transfer lock clean
 
 help: ## list these commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/  make /'
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10 | sed 's/^/  make /'
 
 $(READY): pyproject.toml $(PINS) scripts/setup.sh
 	@scripts/setup.sh $(VENV) $(TORCH)
@@ -54,6 +54,13 @@ TABLE1 := $(foreach seed,$(SEEDS),$(patsubst yamls/table1/%.yaml,runs/%-s$(seed)
 table1: $(TABLE1) ## pre-train by each method on generated and on real data, three seeds; -j2 for two runs at once (hours)
 	@$(RUN) lcl report $(filter runs/shapes_%,$(TABLE1)) --out runs/table1_shapes.html
 	@$(RUN) lcl report $(filter runs/real_%,$(TABLE1)) --out runs/table1_real.html
+	@$(RUN) python scripts/table1.py runs docs/table1.json
+
+# Encoders of one label are seeds of one recipe, and are averaged.
+COMPARED := lcl clip generation untrained
+transfer: $(foreach name,$(COMPARED),$(SEEDS:%=runs/real_$(name)-s%)) $(REAL)/transfer/.made ## frozen transfer of four of these encoders to real classes and captions (an hour)
+	@$(RUN) OMP_NUM_THREADS=1 lcl evaluate --suite yamls/transfer/real \
+		$(foreach name,$(COMPARED),$(SEEDS:%=$(name)=runs/real_$(name)-s%/encoder))
 
 .PHONY: $(TABLE1)
 $(TABLE1): $(REAL)/tokenizer.json $(REAL)/classes $(REAL)/pairs/.made
@@ -89,6 +96,15 @@ $(REAL)/emoji/train/index.json: | $(READY) $(REAL)/packages/.fetched
 
 $(REAL)/classes: | $(REAL)/emoji/train/index.json
 	@$(RUN) python scripts/class_folders.py $(REAL)/emoji $@
+
+# Emoji are learnt from one artist's drawings and measured on another's of emoji that no training has seen.
+$(REAL)/transfer/.made: | $(REAL)/emoji/train/index.json $(REAL)/stamps/train/index.json
+	@$(RUN) python scripts/class_folders.py $(REAL)/emoji $(REAL)/transfer/files/emoji \
+		--train '*-google.png' --val '*-openmoji.png'
+	@$(RUN) python scripts/class_folders.py $(REAL)/stamps $(REAL)/transfer/files/stamps
+	@$(RUN) python scripts/digits.py $(REAL)/transfer/files/digits
+	@for name in emoji stamps digits; do \
+		$(RUN) lcl convert imagefolder $(REAL)/transfer/files/$$name $(REAL)/transfer/$$name; done && touch $@
 
 lock: $(READY) ## pin anew what pyproject.toml asks for, keeping the versions that still fit (needs uv)
 	@$(RUN) uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \

@@ -5,13 +5,15 @@
 
 writes ``OUT/train/<class>/`` and ``OUT/val/<class>/`` from the sets ``train`` and ``held_out``, so that the
 probe is measured on images that pre-training has not seen either. A class of under ``MIN_IMAGES`` images in
-``train`` or of none in ``held_out`` is left out, and named.
+``train`` or of none in ``held_out`` is left out, and named. ``--train '*-google.png' --val '*-openmoji.png'``
+takes one artist's images to learn from and another's to be measured on.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lcl_composer.data.document import Document
@@ -24,9 +26,10 @@ SPLITS = {"train": "train", "held_out": "val"}
 Images = list[tuple[str, Document]]
 
 
-def read_classes(folder: Path) -> Images:
-    """Return (class, document) of each document of a converted set."""
-    return [(document.id.split("/")[0], document) for document in read_documents(folder)]
+def read_classes(folder: Path, ids: str) -> Images:
+    """Return (class, document) of each document of a converted set whose id matches the pattern ``ids``."""
+    documents = (document for document in read_documents(folder) if fnmatch(document.id, ids))
+    return [(document.id.split("/")[0], document) for document in documents]
 
 
 def write_classes(sets: dict[str, Images], out: Path) -> list[str]:
@@ -49,5 +52,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("data", type=Path, help="folder with the sets train and held_out")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--train", default="*", metavar="IDS", help="pattern of the ids to learn from")
+    parser.add_argument("--val", default="*", metavar="IDS", help="pattern of the ids to be measured on")
     arguments = parser.parse_args()
-    write_classes({split: read_classes(arguments.data / split) for split in SPLITS}, arguments.out)
+    patterns = {"train": arguments.train, "held_out": arguments.val}
+    write_classes(
+        {split: read_classes(arguments.data / split, ids) for split, ids in patterns.items()}, arguments.out
+    )

@@ -103,6 +103,7 @@ def results(variants: Sequence[Variant], differing: Iterable[Line]) -> list[Row]
         *_held_out(variants),
         *_retrieval(variants),
         *_probe(variants),
+        *_evaluated(variants),
         *_logged(variants),
     ]
     rows = [_row(quantity, variants, changed) for quantity in quantities]
@@ -190,6 +191,35 @@ def _probe(variants: Sequence[Variant]) -> list[Quantity]:
     ]
 
 
+def _evaluated(variants: Sequence[Variant]) -> Iterator[Quantity]:
+    """What the other evaluations found at the end, where a number's name says which way is better."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in (run for variant in variants for run in variant.measured):
+        for name in {**(run.config.get("evaluation") or {})}.keys() - {"retrieval", "probe"}:
+            for key, value in (run.summary.get(name) or {}).items():
+                if direction(key) and isinstance(value, int | float):
+                    found.setdefault((name, key), []).append(value)
+    for (name, key), values in sorted(found.items()):
+        share = all(0 <= value <= 1 for value in values)
+        form = {"unit": "%", "scale": 100.0, "decimals": 1} if share else {}
+        chances = [_found(variants, partial(_measured, name, beside)) for beside in chance_names(key)]
+        label = key.replace("_", " ").replace("/", ", ")
+        yield Quantity(
+            label[:1].upper() + label[1:],
+            f"{name.replace('_', ' ').capitalize()} at the end",
+            direction(key),
+            partial(_measured, name, key),
+            note=_chance(next(filter(None, chances), set()), form.get("scale", 1.0)),
+            settings=(f"evaluation.{name}", *_EVAL),
+            **form,
+        )
+
+
+def chance_names(key: str) -> tuple[str, str, str]:
+    """Under what an evaluation may say what chance gives of its number ``key``, the most exact first."""
+    return f"chance/{key}", f"chance/{key.rpartition('/')[2]}", "chance"
+
+
 def _logged(variants: Sequence[Variant]) -> list[Quantity]:
     """What callbacks measure in the course of training, if its name says which way is better."""
     keys = {key for variant in variants for run in variant.runs for key in run.keys}
@@ -268,8 +298,8 @@ def _found(variants: Sequence[Variant], read: Callable[[Run], float | None]) -> 
     return {value for value in values if value is not None}
 
 
-def _chance(values: set[float]) -> str:
-    return f"chance {_joined(100 * value for value in values)}" if values else ""
+def _chance(values: set[float], scale: float = 100.0) -> str:
+    return f"chance {_joined(scale * value for value in values)}" if values else ""
 
 
 def _last(key: str, run: Run) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from lcl_composer.report.confusions import Confused, matrix, most_confused
 from lcl_composer.report.pictures import Map, attention_maps, inline
 from lcl_composer.report.report_page import TEMPLATES, galleries, page_template
-from lcl_composer.report.results import Cell, Row, decimals_of, direction, marked
+from lcl_composer.report.results import Cell, Row, chance_names, decimals_of, direction, marked
 from lcl_composer.report.transfer import Entry
 from lcl_composer.report.variants import Variant
 
@@ -84,8 +83,9 @@ def _row(entries: Sequence[Entry], labels: Sequence[str], task: str, name: str) 
     scale, decimals = (100.0, 1) if share else (1.0, decimals_of(values))
     cells = [_cell([e for e in entries if e.encoder == label], name, scale, decimals) for label in labels]
     evaluation, _, key = name.partition("/")
-    beside = (f"{evaluation}/chance", f"{evaluation}/chance/{key}", f"{evaluation}/chance/{Path(key).name}")
-    chances = {e.numbers[c] for e in entries for c in beside if name in e.numbers and c in e.numbers}
+    beside = [f"{evaluation}/{chance}" for chance in chance_names(key)]
+    named = [{e.numbers[c] for e in entries if name in e.numbers and c in e.numbers} for c in beside]
+    chances = next(filter(None, named), set())
     note = f"chance {max(chances) * scale:.3g}" if len(chances) == 1 else ""
     group = task if evaluation == task else f"{task}: {evaluation}"
     label = key.replace("_", " ").replace("/", ", ")

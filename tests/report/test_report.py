@@ -16,7 +16,9 @@ from lcl_composer.cli import app
 from lcl_composer.errors import DataError
 from lcl_composer.report.metrics_file import format_line
 from lcl_composer.report.report_page import render
+from lcl_composer.report.results import results
 from lcl_composer.report.run import read_runs
+from lcl_composer.report.variants import group
 from tests.report.run_folders import write_run
 
 
@@ -73,6 +75,23 @@ def test_the_best_is_the_lowest_loss_and_the_highest_recall(tmp_path: Path) -> N
     assert best(rows["Linear probe of the frozen encoder|Accuracy before training"]) == set()
     assert rows[RECALL]["high"].text() == "60.0"
     assert rows[GENERATION]["low"].text() == "1.500"
+
+
+def test_other_evaluations_have_rows_beside_chance(tmp_path: Path) -> None:
+    folders = []
+    for seed, found in ((17, 0.25), (18, 0.35)):
+        found = {"top1": found, "chance": 0.1, "CIDEr": 12.0, "chance/CIDEr": 3.5, "images": 40, "worst": "a"}
+        folder = write_run(tmp_path, f"run-s{seed}", seed=seed, evaluation={"classification": {}})
+        path = folder / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "classification": found}))
+        folders.append(folder)
+    folders.append(write_run(tmp_path, "without", weight=0.0))
+    rows = {row.label: row for row in results(group(read_runs(folders)), [])}
+    shares, cider = rows["Top1"], rows["CIDEr"]
+    assert (shares.group, shares.unit, shares.note) == ("Classification at the end", "%", "chance 10")
+    assert [cell.text for cell in shares.cells] == ["30.0 ± 7.1", ""]
+    assert (cider.cells[0].text, cider.note) == ("12.0 ± 0.0", "chance 3.5")
+    assert not rows.keys() & {"Images", "Chance", "Chance, CIDEr", "Worst"}
 
 
 def test_equals_are_both_best_unless_nothing_differs(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_classes_with_images_enough_are_written_split_by_split(
     train = {"town": MIN_IMAGES, "food": MIN_IMAGES + 1, "people": 3, "space": 12}
     write(tmp_path / "train", pairs(train, 0))
     write(tmp_path / "held_out", pairs({"town": 2, "food": 1, "people": 4}, 500))
-    sets = {split: read_classes(tmp_path / split) for split in SPLITS}
+    sets = {split: read_classes(tmp_path / split, "*") for split in SPLITS}
     for _ in range(2):  # what an earlier call wrote is replaced
         assert write_classes(sets, tmp_path / "classes") == ["food", "town"]
     train, val = (ImageFolder(str(tmp_path / "classes" / split)) for split in ("train", "val"))
@@ -41,3 +41,9 @@ def test_classes_with_images_enough_are_written_split_by_split(
     assert (len(train), len(val)) == (2 * MIN_IMAGES + 1, 3)
     assert Path(val.samples[0][0]).read_bytes() == png(502)
     assert "2 classes; too small: people, space" in capsys.readouterr().out
+
+
+def test_ids_may_be_chosen(tmp_path: Path):
+    write(tmp_path, pairs({"town": 2, "food": 1}, 0))
+    chosen = [document.id for _, document in read_classes(tmp_path, "town/*1.png")]
+    assert chosen == ["town/small/1.png"]
