@@ -43,7 +43,7 @@ def ours(images: Tensor, contexts: Tensor, scale: Tensor) -> Tensor:
 def released(images: Tensor, contexts: Tensor, scale: Tensor) -> Tensor:
     """The rule of the released code: the mean over this rank's images, both directions."""
     images, contexts = F.normalize(images, dim=1), F.normalize(contexts, dim=1)
-    counts = gather_counts(images.shape[0], images.device)
+    counts = gather_counts(images.shape[0])
     all_images, all_contexts = gather_rows(images, counts), gather_rows(contexts, counts)
     labels = torch.arange(images.shape[0]) + sum(counts[: dist.get_rank()])
     there = F.cross_entropy(scale * images @ all_contexts.T, labels)

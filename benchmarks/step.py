@@ -35,6 +35,7 @@ from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
 from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.methods.build import build_model
+from lcl_composer.methods.fast import make_fast
 from lcl_composer.models.released import to_released
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,7 @@ class Ours:
         config = compose(ROOT / f"yamls/pretrain/{recipe}.yaml", overrides).run
         torch.manual_seed(0)
         self.model = build_model(config, CLIPTokenizer.vocab_size)
+        make_fast(config, self.model, torch.device("cpu"))
         self.optimizer = build_optimizer(config, self.model)
 
     def batch(self, layouts: list[TokenLayout], pixels: Tensor) -> PackedBatch:

@@ -46,13 +46,13 @@ class AttentionMaps(Periodic):
         """Draw the grid."""
         batches = self.held_out.batches(state)
         pixels = torch.cat([batch["pixel_values"] for batch in batches])[: self.images]
-        if len(pixels) == 0:
-            return
-        model = method_of(state)
-        attend = getattr(model.parts.get("pooler"), "attention", None)
-        if attend is None:
-            raise ConfigError("callbacks.attention_maps: the method has no attentive pooler; remove it")
         with evaluating(state):
+            model = method_of(state)
+            attend = getattr(model.parts.get("pooler"), "attention", None)
+            if attend is None:
+                raise ConfigError("callbacks.attention_maps: the method has no attentive pooler; remove it")
+            if len(pixels) == 0:
+                return
             tokens = model.encoder(pixels.to(device_of(model)))
             attention = attend(tokens).float().cpu()
         show(state, logger, "attention_maps", draw_grid(pixels.cpu(), attention))

@@ -73,9 +73,9 @@ class FeatureHealth(Periodic):
 
     def _features(self, state: State) -> dict[str, Tensor]:
         """Unit features [P, E] of both sides, float32 on the CPU."""
-        model = method_of(state)
-        term, _ = contrast_of(model, "callbacks.feature_health")
         with evaluating(state):
+            model = method_of(state)
+            term, _ = contrast_of(model, "callbacks.feature_health")
             parts = [model(to_device(batch, device_of(model))) for batch in self.held_out.batches(state)]
         images, contexts = (torch.cat([part[name] for part in parts]).float().cpu() for name in term.reads)
         sides = {"image": nearest_features(images, contexts), "context": contexts}

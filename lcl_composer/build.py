@@ -17,6 +17,7 @@ from lcl_composer.data.interleave import Layout
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError
 from lcl_composer.methods.build import build_model, build_tokenizer, find_classes, layout_rules
+from lcl_composer.methods.fast import make_fast
 from lcl_composer.nodes import on_first_rank
 from lcl_composer.resume import check_resume, digest_of_documents, digest_of_tokenizer
 from lcl_composer.run_folder import RunFolder, Start
@@ -104,6 +105,7 @@ def build_data(
         pin_memory=torch.cuda.is_available(),
         augmentation=Augmentation(config.data.crop_scale, config.data.flip_probability),
         held_out_only=held_out_only,
+        microbatch_tokens=config.device_train_microbatch_tokens if stream is config.data.train else None,
     )
 
 
@@ -186,7 +188,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         DataError: If data or a checkpoint are missing or damaged.
     """
     from composer import Trainer
-    from composer.utils import dist, reproducibility
+    from composer.utils import dist, get_device, reproducibility
 
     from lcl_composer.callbacks.exact_resume import ExactResume
 
@@ -199,6 +201,8 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     layout = model.layout(tokenizer, layout_rules(config, model.encoder.tokens_per_image))
     train_data = build_data(config, config.data.train, layout)
     contents = check_start(config, start, model, tokenizer, train_data)
+    device = get_device(None)
+    make_fast(config, model, device.tensor_to_device(torch.empty(0)).device)
     callbacks = build_callbacks(composed, contents, tokenizer, layout)
     held_out = config.data.eval and build_data(config, config.data.eval, layout)
     trainer = Trainer(
@@ -213,6 +217,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         loggers=build_loggers(config),
         progress_bar=config.progress_bar and sys.stderr.isatty(),  # else ProgressLines
         precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
+        device=device,
         autoresume=config.autoresume and run.remote,
         load_path=start.path or config.load_path,
         load_weights_only=start.path is None,  # load_path starts a new run
@@ -221,7 +226,14 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     for callback in callbacks:
         if isinstance(callback, ExactResume):
             callback.trainer = trainer
+    allow_tf32(config.tf32)
     return trainer
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Say whether a GPU may round float32 products to ten bits; Composer allows it with each device."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def find_start(config: RunConfig) -> Start:

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from lcl_composer.errors import DataError
+from lcl_composer.models.sharding import local
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the floating-point tensors that hold an infinity or a NaN, in their order."""
+    """Names of the floating-point tensors that hold an infinity or a NaN, in their order; of shards, ours."""
     return [
         name
         for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if tensor.is_floating_point() and not bool(torch.isfinite(local(tensor)).all())
     ]
 
 

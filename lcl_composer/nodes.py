@@ -29,6 +29,20 @@ def on_first_rank(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def most_over_ranks(value: int) -> int:
+    """The greatest of the ranks' numbers; all ask together, and no device is waited for."""
+    import torch
+    import torch.distributed as dist
+
+    from lcl_composer.losses.gather import host_group
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX, group=host_group())
+    return int(number)
+
+
 def name_signal_files_by_node() -> None:
     """Give each node signal files of its own.
 

@@ -41,7 +41,9 @@ _APPLIED = {
     r"model\.encoder\.(folder|weights)": "the same weights lie there",
     r"method\.backend|model\.\w+\.gradient_checkpointing": "the same numbers, up to rounding",
     r"model\..*(drop|dropout|drop_rate|pdrop|drop_path_rate)": "from the next batch on",
-    r"precision": "from the next batch on",
+    r"precision|tf32": "from the next batch on",
+    r"(parallelism|compile|activation_checkpointing)\b.*": "the same numbers, up to rounding",
+    r"device_train_microbatch_tokens": "the same numbers, up to rounding",
     r"data\.max_bad_fraction|save_\w+|autoresume|progress_bar|log_to_console": "from here on",
 }
 

@@ -15,6 +15,7 @@ from lcl_composer.config import RunConfig, check_batch_divides, compose
 from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.build import build_model, layout_rules
+from lcl_composer.methods.fast import named_blocks
 from tests import runs
 
 YAMLS = runs.ROOT / "yamls"
@@ -62,6 +63,7 @@ def test_every_experiment_builds_its_model(path: Path):
     with torch.device("meta"):
         model = build_model(run, vocab_size, ("one", "another"))
     assert all(parameter.is_meta for parameter in model.parameters())
+    named_blocks(run, model)
     rules = layout_rules(run, model.encoder.tokens_per_image)
     assert rules.max_tokens == run.data.max_tokens
     assert model.encoder.image_size == run.data.image_size

@@ -11,6 +11,7 @@ from composer.loggers import Logger
 
 from lcl_composer.algorithms.schedule import Schedule, Scheduled
 from lcl_composer.methods.method import Method, contrast_of, method_of
+from lcl_composer.models.sharding import local
 
 Policy = Literal["learnable", "constant", "linear", "cosine", "warmup"]
 
@@ -96,7 +97,7 @@ class ContrastiveTemperature(Scheduled):
         contrast.logit_scale_max = 1 / self.floor if self.floor else contrast.logit_scale_max
         contrast.logit_scale_min = 1 / self.ceiling if self.ceiling else contrast.logit_scale_min
         if self.start is None:
-            self.schedule.start = 1 / float(contrast.logit_scale.exp())
+            self.schedule.start = 1 / float(local(contrast.logit_scale).exp())
         if self.policy == "constant":
             self.schedule.end = self.schedule.start
         self.set(model, self.schedule.start)
@@ -105,5 +106,5 @@ class ContrastiveTemperature(Scheduled):
         """Write the temperature into the parameter; return it as clamped to its bounds."""
         _, contrast = contrast_of(model, "algorithms.contrastive_temperature")
         with torch.no_grad():
-            contrast.logit_scale.fill_(-math.log(value))
+            local(contrast.logit_scale).fill_(-math.log(value))
         return 1 / float(contrast.scale())

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lcl_composer.algorithms.schedule import in_batches
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.method import method_of
+from lcl_composer.models.sharding import local, whole_tensor
 
 Part = Literal["all", "encoder"]
 
@@ -89,9 +90,9 @@ class EMA(Algorithm):
                 self.average[name].copy_(tensor)
             return
         averages = [
-            _local(self.average[name]) for name, tensor in weights.items() if tensor.is_floating_point()
+            local(self.average[name]) for name, tensor in weights.items() if tensor.is_floating_point()
         ]
-        tensors = [_local(tensor) for tensor in weights.values() if tensor.is_floating_point()]
+        tensors = [local(tensor) for tensor in weights.values() if tensor.is_floating_point()]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             averages, tensors, 1 - self.smoothing
         )
@@ -111,7 +112,7 @@ class EMA(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The average as whole tensors, and in words what the checkpoint holds."""
-        average = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in self.average.items()}
+        average = {name: whole_tensor(tensor) for name, tensor in self.average.items()}
         where = (
             ("the average", "the trained weights")
             if self.in_model
@@ -159,11 +160,6 @@ class EMA(Algorithm):
             )
         self.average = {name: _placed_like(self._loaded[name], tensor) for name, tensor in weights.items()}
         self._loaded = None
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's shard: averaging is elementwise."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _placed_like(whole: Tensor, tensor: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
+from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.methods.contrast import Contrast
 from lcl_composer.methods.method import Method, contrast_of, method_of
+from lcl_composer.models.sharding import local
 
 #: State of torch's generators: the CPU's, and the device's if it has one.
 _Random = tuple[Tensor, Tensor | None]
@@ -58,9 +60,8 @@ class GradCache(Algorithm):
             assert self._batch is not None, "BATCH_START comes first"
             contrast.override = None  # left behind if an attempt ran out of memory
             # The batch itself, not state.batch: that is a microbatch after such an attempt.
-            microbatches = split_batch(
-                self._batch, state.device_train_microbatch_size or len(self._batch["ids"])
-            )
+            split = state.dataloader.split if isinstance(state.dataloader, DocumentLoader) else split_batch
+            microbatches = split(self._batch, state.device_train_microbatch_size or len(self._batch["ids"]))
             wanted = len(microbatches) > 1 and term.weight
             self._pieces = _cache(state, model, microbatches) if wanted else []
         elif event == Event.BEFORE_FORWARD and self._pieces:
@@ -86,7 +87,7 @@ class _Piece:
         sides = zip((images, contexts), self.grad_features, strict=True)
         inner = torch.stack([(features.float() * grad).sum() for features, grad in sides]).sum()
         for scalar, grad in zip(self.contrast.scalars, self.grad_scalars, strict=True):
-            inner = inner + scalar * grad
+            inner = inner + local(scalar) * grad
         return inner - inner.detach() + self.value
 
 
@@ -115,7 +116,7 @@ def _cache(state: State, model: Method, microbatches: list[PackedBatch]) -> list
             contrast,
             random,
             [side[i] for side in split],
-            [grad / count for grad in grads[2:]],
+            [local(grad) / count for grad in grads[2:]],
             loss.detach() / count,
         )
         for i, random in enumerate(randoms)

@@ -9,6 +9,8 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor, nn
 
+from lcl_composer.models.sharding import clip_norm, is_sharded, local
+
 _SMALLEST_NORM = 1e-3
 
 
@@ -43,10 +45,14 @@ class GradientClipping(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Clip in place."""
         parameters = [p for p in state.model.parameters() if p.grad is not None]
-        if self.clipping_type == "norm":
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.clipping_type == "norm" and any(map(is_sharded, gradients)):
+            clip_norm(gradients, self.clipping_threshold)
+        elif self.clipping_type == "norm":
             nn.utils.clip_grad_norm_(parameters, self.clipping_threshold)
         elif self.clipping_type == "value":
-            nn.utils.clip_grad_value_(parameters, self.clipping_threshold)
+            for gradient in gradients:
+                local(gradient).clamp_(-self.clipping_threshold, self.clipping_threshold)
         else:
             clip_adaptively(parameters, self.clipping_threshold)
 

@@ -12,6 +12,7 @@ from composer.utils import create_interval_scheduler, dist
 from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.export import export_encoder
 from lcl_composer.methods.method import Method, method_of
+from lcl_composer.methods.whole import whole
 from lcl_composer.models.weights import digest_of_weights
 
 if TYPE_CHECKING:
@@ -33,9 +34,14 @@ class ExportEncoder(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write (rank 0)."""
-        method = method_of(state)
-        if dist.get_global_rank() == 0 and not is_as_it_came(method):
-            export_encoder(method, self.config, self.folder)
+        self.export(state, self.folder)
+
+    def export(self, state: State, folder: Path) -> None:
+        """Write the encoder as it is now to a folder (rank 0); all ranks call it together."""
+        with whole(state):
+            method = method_of(state)
+            if dist.get_global_rank() == 0 and not is_as_it_came(method):
+                export_encoder(method, self.config, folder)
 
 
 def is_as_it_came(method: Method) -> bool:
@@ -71,9 +77,6 @@ class ExportAtCheckpoints(Callback):
         if not self._due(state, event) or batch == self._exported_at:
             return
         self._exported_at = batch
-        if dist.get_global_rank() == 0 and not is_as_it_came(method_of(state)):
-            folder = self._last.folder
-            with averaged(state, "export"):
-                export_encoder(
-                    method_of(state), self._last.config, folder.with_name(f"{folder.name}-ba{batch}")
-                )
+        folder = self._last.folder
+        with averaged(state, "export"):
+            self._last.export(state, folder.with_name(f"{folder.name}-ba{batch}"))

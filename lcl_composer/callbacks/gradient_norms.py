@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from composer.core import Callback, Precision, State
 from composer.loggers import Logger
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from lcl_composer.algorithms.schedule import in_batches
 from lcl_composer.methods.method import Method, method_of
+from lcl_composer.models.sharding import total_norm
 
 
 class GradientNorms(Callback):
@@ -67,14 +67,9 @@ def part_norms(model: Method) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             gradients.setdefault(model.part_of(name), []).append(parameter.grad)
-    norms = {part: _norm(tensors) for part, tensors in gradients.items()}
+    norms = {part: total_norm(tensors) for part, tensors in gradients.items()}
     if not norms:
         return {"total": 0.0}
     stacked = torch.stack(list(norms.values()))
     values = torch.cat([stacked, torch.linalg.vector_norm(stacked)[None]]).tolist()  # the device waits once
     return dict(zip([*norms, "total"], values, strict=True))
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    norm = nn.utils.get_total_norm(tensors)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -15,6 +15,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import num_samples, split_batch
 from lcl_composer.evaluation.quiet import undisturbed
 from lcl_composer.methods.method import method_of
+from lcl_composer.methods.whole import whole
 
 
 class Periodic(Callback, ABC):
@@ -92,6 +93,10 @@ def _microbatches(evaluator: Evaluator) -> Iterator[PackedBatch]:
 
 @contextmanager
 def evaluating(state: State) -> Iterator[None]:
-    """Eval mode, no gradients, the run's precision; everything as before afterwards."""
-    with undisturbed(method_of(state)), get_precision_context(state.precision, state.precision_config):
+    """Eval mode, no gradients, the run's precision, whole weights; everything as before afterwards."""
+    with (
+        whole(state),
+        undisturbed(method_of(state)),
+        get_precision_context(state.precision, state.precision_config),
+    ):
         yield

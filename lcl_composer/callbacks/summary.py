@@ -14,6 +14,7 @@ from lcl_composer.callbacks.periodic import evaluating
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.evaluation import Evaluation
 from lcl_composer.methods.method import method_of
+from lcl_composer.methods.whole import whole
 from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
 
@@ -46,8 +47,9 @@ class EndTable(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Show each evaluation the untrained model."""
-        for evaluation in self.evaluations.values():
-            evaluation.start(method_of(state))
+        with whole(state):
+            for evaluation in self.evaluations.values():
+                evaluation.start(method_of(state))
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Measure, log, write ``summary.json``."""

@@ -48,6 +48,7 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
     import torch
 
     from lcl_composer.methods.build import build_model, build_tokenizer, find_classes
+    from lcl_composer.methods.fast import named_blocks
 
     try:
         vocab_size, note = build_tokenizer(run).vocab_size, ""
@@ -59,6 +60,7 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
         classes, note = ("one", "another"), f"as if there were two classes: {error}"
     with torch.device("meta"):
         model = build_model(run, vocab_size, classes)
+    named_blocks(run, model)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image
@@ -102,6 +104,8 @@ def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     table.add_row("documents", f"{documents:,} ({documents // ranks:,} a rank)")
     table.add_row("tokens, at most", f"{documents * run.data.max_tokens:,}")
     table.add_row("images, at most", f"{documents * images:,} ({images} a document)")
+    if run.device_train_microbatch_tokens is not None:
+        table.add_row("a microbatch", f"at most {run.device_train_microbatch_tokens:,} tokens a rank")
     negatives = effective_negatives(run, ranks)
     how = f"microbatch {micro} x {ranks} ranks" if negatives < documents else "the whole batch"
     if negatives:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lcl_composer.config.schema import Component, RunConfig
 from lcl_composer.config.yaml_file import Key
-from lcl_composer.errors import ConfigError
+from lcl_composer.errors import ConfigError, did_you_mean
 from lcl_composer.registry import Registry, encoders, language_models, methods
 
 #: What evaluations, and callbacks of their names, do with ``data.eval``.
@@ -17,6 +17,15 @@ _HELD_OUT = {
     "captioning": "writes about",
     "retrieval": "searches",
     "vqa": "is asked about",
+}
+
+#: Algorithms and callbacks that take the weights to be whole, and how.
+_NOT_SHARDED = {
+    "algorithms": {
+        "feature_cache": "runs the encoder by itself",
+        "low_precision_layernorm": "replaces modules",
+    },
+    "callbacks": {"optimizer_monitor": "reads each rank's optimizer for itself"},
 }
 
 
@@ -36,6 +45,8 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
         for name in _HELD_OUT.keys() & set(getattr(run, section)) if run.data.eval is None else ():
             yield (section, name), f"{_HELD_OUT[name]} held-out documents; set data.eval"
     yield from _classification_problems(run)
+    yield from _parallelism_problems(run)
+    yield from _microbatch_problems(run)
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
@@ -87,6 +98,66 @@ def _classification_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     if not run.data.train.hold_out:
         text = "is 0, but method.grid's best head is chosen on what is held out of training; set it to 0.1"
         yield ("data", "train", "hold_out"), text
+
+
+def _parallelism_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Settings of memory and speed that do not go together, and parts that the method does not have."""
+    if run.tf32 and run.precision == "fp32":
+        yield ("tf32",), "rounds products to ten bits, and precision is fp32; set one of the two otherwise"
+    for key in ("compile", "activation_checkpointing"):
+        section = getattr(run, key)
+        for part in section.parts if section is not None else ():
+            if problem := _part_problem(run, part):
+                yield (key, "parts"), problem
+    if (fsdp := run.parallelism.fsdp) is None:
+        return
+    if run.device_train_microbatch_size == "auto":
+        yield ("device_train_microbatch_size",), "auto does not go with parallelism.fsdp; give a number"
+    if run.precision == "amp_fp16":
+        yield ("precision",), "amp_fp16 does not go with parallelism.fsdp; use amp_bf16"
+    if run.precision == "fp32":
+        for name in ("param_dtype", "reduce_dtype"):
+            if getattr(fsdp, name) != "fp32":
+                yield ("parallelism", "fsdp", name), "bf16 needs precision amp_bf16, which is fp32"
+    for section, names in _NOT_SHARDED.items():
+        for name in names.keys() & set(getattr(run, section)):
+            yield (
+                (section, name),
+                f"{names[name]}, which does not go with parallelism.fsdp; remove one",
+            )
+
+
+def _part_problem(run: RunConfig, part: str) -> str:
+    """Why a part cannot be named, "" if it can."""
+    if methods.problems(run.method.spec()):  # reported where they stand
+        return ""
+    names = methods.get(run.method.name).part_names
+    if part not in names:
+        return f"the method {run.method.name!r} has no part {part!r}; {did_you_mean(part, names)}"
+    if part in type(run.model).model_fields and getattr(run.model, part) is None:
+        return f"names {part}, and model.{part} is null; remove it"
+    return ""
+
+
+def _microbatch_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Microbatches by tokens where the loss would not be the same, or not all documents would fit."""
+    key, tokens = ("device_train_microbatch_tokens",), run.device_train_microbatch_tokens
+    if tokens is None or methods.problems(run.method.spec()):
+        return
+    beyond = methods.get(run.method.name).beyond_grad_cache(methods.settings(run.method.spec()))
+    if run.device_train_microbatch_size is not None:
+        yield key, "and device_train_microbatch_size are both set; set one of them to null"
+    elif beyond:
+        yield key, f"would change the loss: method.{beyond} looks at the whole batch; remove one of the two"
+    elif _contrasts(run) and "grad_cache" not in run.algorithms:
+        yield (
+            key,
+            "would change the number of negatives from batch to batch; add algorithms.grad_cache, or set the "
+            "weight of the contrast to 0",
+        )
+    if tokens < run.data.max_tokens:
+        text = f"is {tokens}, below data.max_tokens {run.data.max_tokens}: a document may not fit; raise it"
+        yield key, text
 
 
 def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
@@ -154,7 +225,7 @@ def effective_negatives(config: RunConfig, world_size: int) -> int:
     """
     if not _contrasts(config):
         return 0
-    micro = config.device_train_microbatch_size
+    micro = config.device_train_microbatch_size  # by tokens only with GradCache
     per_rank = config.global_train_batch_size // world_size
     if isinstance(micro, int) and "grad_cache" not in config.algorithms:
         per_rank = min(micro, per_rank)

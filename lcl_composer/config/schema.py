@@ -217,6 +217,42 @@ class DataConfig(Section):
         return value
 
 
+class FSDPConfig(Section):
+    """Weights, gradients and optimizer states cut over the ranks (FSDP2); on one rank nothing is cut."""
+
+    reshard_after_forward: bool = True
+    """Free a block's whole weights after its forward and gather them again in the backward; saves memory."""
+    param_dtype: Literal["fp32", "bf16"] = "fp32"
+    """In which weights are gathered and kept for a forward; bf16 halves both and rounds norms, too."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """In which gradients are summed over the ranks."""
+
+
+class ParallelismConfig(Section):
+    """How the ranks share the model, besides the data."""
+
+    fsdp: FSDPConfig | None = None
+    """Cut the model over the ranks; null: each has all of it (DDP)."""
+
+
+class CompileConfig(Section):
+    """torch.compile, block by block, for any number of tokens and images."""
+
+    parts: Annotated[list[str], Field(min_length=1)]
+    """Parts of the method whose blocks are compiled, such as [encoder, language_model]."""
+    backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """torch's backend; the last two compile nothing and are for finding faults."""
+
+
+class ActivationCheckpointingConfig(Section):
+    """Blocks that keep only their inputs in the forward and run again in the backward."""
+
+    parts: Annotated[list[str], Field(min_length=1)]
+    """Parts of the method, such as [encoder, language_model]."""
+    every: PositiveInt = 1
+    """Every n-th block of each part; 1: all of them."""
+
+
 class RunConfig(Section):
     """One training run, complete and checked."""
 
@@ -240,12 +276,22 @@ class RunConfig(Section):
     """Documents in a batch over all ranks."""
     device_train_microbatch_size: PositiveInt | Literal["auto"] | None = None
     """Documents a rank takes at once; null: its whole batch. Fewer give L_con fewer negatives."""
+    device_train_microbatch_tokens: PositiveInt | None = None
+    """Tokens a rank takes at once, its images' included, in place of a number of documents."""
     max_duration: Duration
     """When training ends."""
     eval_interval: Interval = "1ep"
     """How often `data.eval` is evaluated."""
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] | None = None
     """null: fp32 on CPU, amp_bf16 on GPU."""
+    tf32: bool = False
+    """Let a GPU multiply what is left in fp32 with ten bits; never with precision fp32."""
+    parallelism: ParallelismConfig = ParallelismConfig()
+    """How the ranks share the model."""
+    compile: CompileConfig | None = None
+    """What is compiled; null: nothing."""
+    activation_checkpointing: ActivationCheckpointingConfig | None = None
+    """What is computed twice to save memory; null: nothing."""
     algorithms: Table = {}
     """What changes training, by name."""
     callbacks: Table = {}

@@ -54,6 +54,12 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
         yield ("precision",), f"{run.precision} needs a GPU and this run has none; use fp32 or null"
     if device == "cpu" and run.device_train_microbatch_size == "auto":
         yield ("device_train_microbatch_size",), "auto needs a GPU and this run has none; give a number"
+    if device == "cpu" and run.tf32:
+        yield ("tf32",), "needs a GPU and this run has none; set it to false"
+    if device == "cpu" and (fsdp := run.parallelism.fsdp) is not None:
+        for name in ("param_dtype", "reduce_dtype"):
+            if getattr(fsdp, name) != "fp32":
+                yield ("parallelism", "fsdp", name), "bf16 needs a GPU and this run has none; use fp32"
     yield from _refusals(("optimizer",), optimizers, run.optimizer.spec(), params=_parameters())
     refused = list(_refusals(("scheduler",), schedulers, run.scheduler.spec()))
     yield from refused or _schedule_problems(run)

@@ -112,6 +112,42 @@ def split_batch(batch: PackedBatch, microbatch_size: int | float) -> list[Packed
     return [_slice(batch, first, min(first + size, documents)) for first in range(0, documents, size)]
 
 
+def split_by_tokens(batch: PackedBatch, most: int, least_pieces: int = 1) -> list[PackedBatch]:
+    """Split a batch into microbatches of neighbouring documents with at most so many tokens each.
+
+    Args:
+        batch: The device batch.
+        most: Tokens of a microbatch; a longer document is one by itself.
+        least_pieces: Microbatches to make at least, as other ranks need them; at most the documents.
+
+    Returns:
+        The microbatches, in order, none without a document; ``totals`` stay the batch's.
+    """
+    bounds = token_bounds(batch["lengths"], most, least_pieces)
+    if len(bounds) == 1:
+        return [batch]
+    return [_slice(batch, first, last) for first, last in bounds]
+
+
+def token_bounds(lengths: Sequence[int], most: int, least_pieces: int = 1) -> list[tuple[int, int]]:
+    """First document of each microbatch and the one after its last; see :func:`split_by_tokens`.
+
+    As few as there can be of neighbours; where more are asked for, the longest in two halves, and so on.
+    """
+    firsts, filled = [0], 0
+    for number, length in enumerate(lengths):
+        if filled + length > most and number > firsts[-1]:
+            firsts.append(number)
+            filled = 0
+        filled += length
+    bounds = list(zip(firsts, [*firsts[1:], len(lengths)], strict=True))
+    while len(bounds) < min(least_pieces, len(lengths)):
+        longest = max(range(len(bounds)), key=lambda i: bounds[i][1] - bounds[i][0])
+        first, last = bounds[longest]
+        bounds[longest : longest + 1] = [(first, (first + last) // 2), ((first + last) // 2, last)]
+    return bounds
+
+
 def num_samples(batch: PackedBatch) -> int:
     """Return the number of documents consumed, bad ones included: Composer resumes from this count."""
     return len(batch["ids"])

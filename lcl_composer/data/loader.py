@@ -16,12 +16,21 @@ from streaming import StreamingDataLoader
 
 from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.collate import Sample, collate, num_samples, num_tokens, split_batch
+from lcl_composer.data.collate import (
+    Sample,
+    collate,
+    num_samples,
+    num_tokens,
+    split_batch,
+    split_by_tokens,
+    token_bounds,
+)
 from lcl_composer.data.image import OPEN_CLIP, Augmentation
 from lcl_composer.data.interleave import Layout
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.errors import DataError
+from lcl_composer.nodes import most_over_ranks
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +55,7 @@ class DocumentLoader(StreamingDataLoader):
         pin_memory: Copy batches to pinned memory (for CUDA).
         seed: Seed of the workers' own generators, which no sample draws from.
         drop_last: Leave out a last, smaller batch.
+        microbatch_tokens: Tokens that a rank takes at once; None: as many documents as it is told.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class DocumentLoader(StreamingDataLoader):
         pin_memory: bool,
         seed: int,
         drop_last: bool,
+        microbatch_tokens: int | None = None,
     ) -> None:
         # Forked workers start at once and share the tokenizer; PyTorch limits each to one thread, which keeps
         # them clear of the parent's OpenMP threads. Without a generator of its own a loader draws from the
@@ -77,6 +88,14 @@ class DocumentLoader(StreamingDataLoader):
         self._max_bad_fraction = max_bad_fraction
         self.seen = 0
         self.bad_samples = 0
+        self._microbatch_tokens = microbatch_tokens
+
+    def split(self, batch: PackedBatch, microbatch_size: int | float) -> list[PackedBatch]:
+        """Microbatches of a batch, by documents or by tokens; by tokens all ranks make equally many."""
+        if self._microbatch_tokens is None:
+            return split_batch(batch, microbatch_size)
+        pieces = most_over_ranks(len(token_bounds(batch["lengths"], self._microbatch_tokens)))
+        return split_by_tokens(batch, self._microbatch_tokens, pieces)
 
     def _get_batch_size(self, batch: Any) -> int:
         return num_samples(batch[0])
@@ -158,6 +177,7 @@ def build_loader(
     pin_memory: bool,
     augmentation: Augmentation = OPEN_CLIP,
     held_out_only: bool = False,
+    microbatch_tokens: int | None = None,
 ) -> DataSpec:
     """The loader of one data set, or of several mixed, for Composer's Trainer.
 
@@ -172,6 +192,7 @@ def build_loader(
         pin_memory: Copy batches to pinned memory (for CUDA).
         augmentation: What training images are varied by.
         held_out_only: The documents that ``data.train.hold_out`` keeps from training, and no others.
+        microbatch_tokens: Tokens that a rank takes at once; None: a number of documents.
 
     Raises:
         DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
@@ -194,10 +215,11 @@ def build_loader(
         pin_memory=pin_memory,
         seed=seed,
         drop_last=train,
+        microbatch_tokens=microbatch_tokens,
     )
     return DataSpec(  # Composer's defaults would pair documents with other documents' images
         loader,
-        split_batch=split_batch,  # pyright: ignore[reportArgumentType]
+        split_batch=loader.split,  # pyright: ignore[reportArgumentType]
         get_num_samples_in_batch=num_samples,
         get_num_tokens_in_batch=num_tokens,
     )

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Weights = Literal["trained", "ema"]
 
+#: What of an encoder's settings says nothing of its shape; the second is older checkpoints' alone.
+_NO_SHAPE = ("pretrained", "gradient_checkpointing")
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -134,7 +137,7 @@ def _image_side(
     """Encoder and, if there is one, pooler with the checkpoint's weights; no more of the run is built."""
     recipe = begun.encoder.get("recipe") or model.encoder.spec()
     try:
-        encoder = encoders.build({key: value for key, value in recipe.items() if key != "pretrained"})
+        encoder = encoders.build({key: value for key, value in recipe.items() if key not in _NO_SHAPE})
         pooler = None
         if model.pooler is not None:
             language_model = model.language_model.spec() if model.language_model is not None else {}

@@ -5,6 +5,7 @@ Without a process group, or in a group of one, nothing is sent.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,11 +19,23 @@ def world_size(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather_counts(count: int, device: torch.device, group: dist.ProcessGroup | None = None) -> list[int]:
-    """How many rows each rank of the group holds, in rank order. Waits for the device."""
-    mine = torch.tensor([count], dtype=torch.int64, device=device)
+@cache
+def host_group(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup | None:
+    """The ranks of a group with a backend that sends what lies in the host's memory: no device is waited for.
+
+    All ranks must ask for it the first time.
+    """
+    if dist.get_backend(group) == "gloo":
+        return group
+    ranks = dist.get_process_group_ranks(group)
+    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+
+
+def gather_counts(count: int, group: dist.ProcessGroup | None = None) -> list[int]:
+    """How many rows each rank of the group holds, in rank order."""
+    mine = torch.tensor([count])
     counts = mine.new_empty(world_size(group))
-    dist.all_gather_into_tensor(counts, mine, group=group)
+    dist.all_gather_into_tensor(counts, mine, group=host_group(group))
     return counts.tolist()
 
 

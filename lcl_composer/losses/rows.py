@@ -41,7 +41,7 @@ def row_block(images: Tensor, contexts: Tensor, group: dist.ProcessGroup | None)
     images, contexts = _normalise(images, dtype), _normalise(contexts, dtype)
     if world_size(group) == 1:
         return RowBlock(images, contexts, 0, distributed=False)
-    counts = gather_counts(images.shape[0], images.device, group)
+    counts = gather_counts(images.shape[0], group)
     gathered = gather_rows(contexts, counts, group)
     return RowBlock(images, gathered, sum(counts[: dist.get_rank(group)]), distributed=True)
 

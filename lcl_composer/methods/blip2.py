@@ -254,7 +254,7 @@ def _gather(images_PQE: Tensor, tokens_PQE: Tensor, seeds_P: Tensor) -> _Candida
     images_PQE = images_PQE.detach()
     if world_size() == 1:
         return _Candidates(images_PQE, tokens_PQE, seeds_P, 0)
-    counts = gather_counts(len(seeds_P), seeds_P.device)
+    counts = gather_counts(len(seeds_P))
     images, tokens = (
         gather_rows(rows.flatten(1), counts).unflatten(1, rows.shape[1:]) for rows in (images_PQE, tokens_PQE)
     )

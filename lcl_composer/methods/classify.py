@@ -95,6 +95,13 @@ class Classify(Method):
                 yield "grid", f"{axis} is {values}; give numbers, none below 0"
         yield from super().refusals(settings)
 
+    @classmethod
+    def beyond_grad_cache(cls, settings: Mapping[str, Any]) -> str | None:
+        """What normalises over the batch."""
+        if settings["token_norm"] == "batch":
+            return "token_norm"
+        return "head_norm" if settings["head_norm"] else None
+
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
         """One image and the number of its class."""
         return Labelled(self.classes)

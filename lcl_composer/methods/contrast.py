@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lcl_composer.losses import contrastive_loss, several_contrastive_loss, sigmoid_contrastive_loss
+from lcl_composer.models.sharding import local
 
 ContrastiveLoss = Literal["info_nce", "sigmoid"]
 
@@ -55,7 +56,7 @@ class Contrast:
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """Logarithm of the scale, a 0-dim parameter."""
+        """Logarithm of the scale, a 0-dim parameter; to compute with it, take it by ``sharding.local``."""
         return self._owner.logit_scale  # type: ignore[return-value]
 
     @property
@@ -75,8 +76,8 @@ class Contrast:
         without a gradient beyond the maximum, and it would never come back.
         """
         with torch.no_grad():
-            self.logit_scale.clamp_(math.log(self.logit_scale_min), math.log(self.logit_scale_max))
-        return self.logit_scale.exp()
+            local(self.logit_scale).clamp_(math.log(self.logit_scale_min), math.log(self.logit_scale_max))
+        return local(self.logit_scale).exp()
 
     def __call__(self, images: Tensor, contexts: Tensor, total: Tensor) -> Tensor:
         """This rank's and microbatch's share of the loss, or what stands for it."""
@@ -100,7 +101,7 @@ class Contrast:
         scale = self.scale()
         if self.logit_bias is not None:
             loss = sigmoid_contrastive_loss(
-                images, contexts, scale, self.logit_bias, total=total, backend=self.backend
+                images, contexts, scale, local(self.logit_bias), total=total, backend=self.backend
             )
         elif images.ndim == 3:
             loss = several_contrastive_loss(images, contexts, scale, total=total)

@@ -27,6 +27,7 @@ from lcl_composer.methods.contrast import Contrast
 from lcl_composer.methods.metrics import HeldOutLoss
 from lcl_composer.models.encoder import Encoder
 from lcl_composer.models.flops import encoder_flops, training_flops
+from lcl_composer.models.sharding import local
 
 #: What ``forward`` returns: tensors by name.
 Outputs = dict[str, Tensor]
@@ -62,9 +63,22 @@ class Term:
         """What the term would have read, times 0: DDP wants a gradient of every parameter."""
         read = [outputs[name] for name in self.reads if name != "batch"]
         unused = [output for output in read if output.is_floating_point()]
-        unused += self.contrast.scalars if self.contrast else []
+        unused += map(local, self.contrast.scalars) if self.contrast else []
         unused += list(self.head.parameters()) if self.head is not None else []
         return torch.stack([0.0 * tensor.sum().float() for tensor in unused]).sum()
+
+
+@dataclass
+class StandIn:
+    """What :func:`method_of` gives in place of a method whose weights are sharded, see ``methods/whole.py``.
+
+    Attributes:
+        model: A copy of the method.
+        active: Whether it stands in now.
+    """
+
+    model: Method
+    active: bool = False
 
 
 class Method(ComposerModel):
@@ -84,6 +98,9 @@ class Method(ComposerModel):
 
     #: [I, K'] numbers of the patches that the encoder kept in this forward; None: all. Set by PatchDropout.
     kept_patches: Tensor | None = None
+
+    #: What is measured and exported where the weights are sharded; None: they are not.
+    stand_in: StandIn | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,11 +282,12 @@ class Method(ComposerModel):
 
 
 def method_of(state: State) -> Method:
-    """The method that is being trained, without DistributedDataParallel around it."""
+    """The method that is being trained, without DistributedDataParallel around it, or its stand-in."""
     model = state.model
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    return cast(Method, model)
+    method = cast(Method, model)
+    return method.stand_in.model if method.stand_in and method.stand_in.active else method
 
 
 def contrast_of(method: Method, asks: str) -> tuple[Term, Contrast]:

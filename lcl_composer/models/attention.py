@@ -1,6 +1,6 @@
 """Attention inside the documents of a packed batch, causal or both ways, plugged into transformers' models.
 
-transformers looks its attention up by name in ``AttentionInterface``; ours is ``packed_causal``. It takes
+transformers looks its attention up by name in ``AttentionInterface``; ours is ``packed``. It takes
 one flat sequence [1, heads, T, head_dim] and how it is packed, and never attends across documents: a batch
 needs no padding and no [T, T] mask. What runs, all linear in T:
 
@@ -28,7 +28,7 @@ from lcl_composer.errors import ConfigError
 from lcl_composer.models.block_mask import packed_block_mask, to_device
 
 #: Name under which the attention is registered with transformers.
-PACKED_CAUSAL = "packed_causal"
+PACKED = "packed"
 
 #: Smallest head that flex attention's kernel multiplies, and what a head of nested SDPA is a multiple of.
 _FLEX_HEAD, _NESTED_HEAD = 16, 8
@@ -185,7 +185,8 @@ def _attend(
     return _flex_packed_attention(query, key, value, packing, scale, window, softcap)
 
 
-def packed_causal_attention(
+@torch.compiler.disable
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -241,4 +242,4 @@ def packed_causal_attention(
     return _attend(query, key, value, packing, scale, sliding_window, softcap), None
 
 
-AttentionInterface.register(PACKED_CAUSAL, packed_causal_attention)
+AttentionInterface.register(PACKED, packed_attention)

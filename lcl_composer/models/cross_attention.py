@@ -57,6 +57,7 @@ class SeenImages:
         return Packing([self.tokens.shape[1]] * len(self.spans), self.tokens.device)
 
 
+@torch.compiler.disable
 def packed_cross_attention(
     query: Tensor, key: Tensor, value: Tensor, queries: Packing, keys: Packing
 ) -> Tensor:

@@ -22,26 +22,23 @@ if TYPE_CHECKING:
 CONFIG_FILE, ENCODER_FILE, POOLER_FILE = "config.json", "model.safetensors", "pooler.safetensors"
 
 
-def exported_encoder(folder: str, gradient_checkpointing: bool = False) -> Encoder:
+def exported_encoder(folder: str) -> Encoder:
     """The encoder of a folder that a run or ``lcl export`` wrote, with its own size and normalisation.
 
     Args:
         folder: Such as ``runs/NAME/encoder``.
-        gradient_checkpointing: Recompute activations in the backward.
 
     Raises:
         DataError: If a file is missing, damaged, not finite, or does not fit the architecture in
             ``config.json``.
     """
     build = untrained_encoder if no_memory() else load_encoder
-    encoder, _ = build(folder, gradient_checkpointing)
+    encoder, _ = build(folder)
     encoder.source = f"the exported {folder} ({encoder.source})"
     return encoder.train()
 
 
-def load_encoder(
-    folder: str | Path, gradient_checkpointing: bool = False
-) -> tuple[Encoder, AttentivePooler | None]:
+def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
     """Read an exported encoder: ``encoder(pixel_values)`` gives patch tokens, ``pooler(tokens)`` the latent.
 
     Both are in eval mode; the pooler is None where the method had none.
@@ -51,7 +48,7 @@ def load_encoder(
             ``config.json``.
     """
     folder = Path(folder)
-    encoder, pooler = untrained_encoder(folder, gradient_checkpointing)
+    encoder, pooler = untrained_encoder(folder)
     try:
         encoder.backbone.load_state_dict(load_file(folder / ENCODER_FILE))
         if pooler is not None:
@@ -68,9 +65,7 @@ def image_side_weights(encoder: Encoder, pooler: AttentivePooler | None) -> dict
     return encoder.state_dict() | (pooler.state_dict() if pooler is not None else {})
 
 
-def untrained_encoder(
-    folder: str | Path, gradient_checkpointing: bool = False
-) -> tuple[Encoder, AttentivePooler | None]:
+def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
     """The architecture of an exported encoder with random weights, in eval mode, to compare with.
 
     Raises:
@@ -82,7 +77,7 @@ def untrained_encoder(
         for name in (ENCODER_FILE, *([POOLER_FILE] if "pooler" in description else [])):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: not an exported encoder, {name} is missing")
-        encoder = _build(description, gradient_checkpointing)
+        encoder = _build(description)
         sizes = {key: description[key] for key in ("width", "embed_dim") if key in description}
         pooler = poolers.build(description["pooler"], **sizes) if "pooler" in description else None
     except OSError as error:
@@ -92,7 +87,7 @@ def untrained_encoder(
     return encoder.eval(), pooler.eval() if pooler is not None else None
 
 
-def _build(description: dict[str, Any], gradient_checkpointing: bool) -> Encoder:
+def _build(description: dict[str, Any]) -> Encoder:
     """Build what ``config.json`` describes.
 
     Raises:
@@ -100,8 +95,7 @@ def _build(description: dict[str, Any], gradient_checkpointing: bool) -> Encoder
     """
     normalisation = {key: description[key] for key in ("mean", "std")}
     recipe = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
-    runs_as = {**normalisation, "gradient_checkpointing": gradient_checkpointing}
-    encoder = encoders.build({**recipe, **runs_as})
+    encoder = encoders.build({**recipe, **normalisation})
     described = (description["tokens_per_image"], description["width"])
     if (encoder.tokens_per_image, encoder.width) != described:
         raise ValueError(

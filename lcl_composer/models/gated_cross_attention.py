@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lcl_composer.models.cross_attention import CrossAttention, SeenImages
 from lcl_composer.models.feed_forward import FeedForward
+from lcl_composer.models.sharding import local
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -37,8 +38,8 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, hidden: Tensor, images: SeenImages) -> Tensor:
         """Hidden states [T, E] before the block to those after it."""
-        hidden = hidden + self.attention_gate.tanh() * self.attention(hidden, images)
-        return hidden + self.feed_forward_gate.tanh() * self.feed_forward(hidden)
+        hidden = hidden + local(self.attention_gate).tanh() * self.attention(hidden, images)
+        return hidden + local(self.feed_forward_gate).tanh() * self.feed_forward(hidden)
 
     def flops(self, tokens: int, spans: list[int], tokens_per_image: int) -> int:
         """Operations of a forward of this many tokens; the rest as for :class:`CrossAttention`."""

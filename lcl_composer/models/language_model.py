@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.tokenizer import SPECIAL_TOKENS
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
-from lcl_composer.models.attention import PACKED_CAUSAL, Packing
+from lcl_composer.models.attention import PACKED, Packing
 
 #: OPT in this form has exactly the layout of the released LCL text tower.
 _RELEASED_OPT = {"_remove_final_layer_norm": True, "activation_function": "gelu"}
@@ -43,7 +44,6 @@ class TransformersLM(nn.Module):
         pretrained: A hub name or a folder to take architecture and weights from; its vocabulary is resized
             to ``vocab_size``, new tokens drawn around the mean of the old (Hewitt 2021). The other sizes must
             then agree with it, and ``model_type`` is not read.
-        gradient_checkpointing: Recompute activations in the backward.
         model_args: Further fields of the architecture's config, such as ``{num_key_value_heads: 2}``. Every
             dropout is 0 unless set here; attention dropout must stay 0.
 
@@ -61,7 +61,6 @@ class TransformersLM(nn.Module):
         num_attention_heads: int = 8,
         max_position_embeddings: int = 128,
         pretrained: str | None = None,
-        gradient_checkpointing: bool = False,
         model_args: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -79,8 +78,6 @@ class TransformersLM(nn.Module):
         else:
             self.backbone = _from_config(model_type, vocab_size, sizes, model_args or {})
         self.hidden_size, self.max_position_embeddings = hidden_size, max_position_embeddings
-        if gradient_checkpointing:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def has_final_norm(self) -> bool:
@@ -200,8 +197,9 @@ def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_
     _check_model_args(model_type, known, {*sizes, "vocab_size"}, model_args)
     config = AutoConfig.for_model(model_type, **{**fields, **model_args})
     try:
-        model = AutoModel.from_config(config, attn_implementation=PACKED_CAUSAL)
-    except (ValueError, KeyError) as error:
+        # As AutoModel does, which imports the configs of all architectures to see whether this is one.
+        model = MODEL_MAPPING[type(config)]._from_config(config, attn_implementation=PACKED)
+    except (ValueError, KeyError, AttributeError) as error:  # the last: Funnel has two models
         raise _cannot_run_packed(model_type) from error
     if not model._supports_attention_backend:
         raise _cannot_run_packed(model_type)
@@ -261,11 +259,9 @@ def _from_pretrained(
     on_meta = torch.empty(0).is_meta  # no memory to put weights into
     try:
         if on_meta:
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_CAUSAL)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                name, config=config, attn_implementation=PACKED_CAUSAL
-            )
+            model = AutoModelForCausalLM.from_pretrained(name, config=config, attn_implementation=PACKED)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.language_model.pretrained: cannot load {name!r}: {one_line(error)}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcl_composer.models.attention import Packing, packed_causal_attention
+from lcl_composer.models.attention import Packing, packed_attention
 from lcl_composer.models.cross_attention import CrossAttention, SeenImages
 from lcl_composer.models.feed_forward import FeedForward
 
@@ -32,7 +32,7 @@ class SelfAttention(nn.Module):
             x.unflatten(-1, (self.num_heads, -1)).transpose(0, 1).unsqueeze(0)
             for x in self.qkv(self.norm(hidden)).chunk(3, -1)
         )
-        attended_1THd, _ = packed_causal_attention(self, query, key, value, None, packing=packing)
+        attended_1THd, _ = packed_attention(self, query, key, value, None, packing=packing)
         return self.out(attended_1THd[0].flatten(1))
 
     def flops(self, lengths: list[int]) -> int:

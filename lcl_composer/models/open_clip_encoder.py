@@ -39,7 +39,6 @@ class OpenCLIPEncoder(Encoder):
         mean: What pixels are normalised by; null: what ``open_clip_config.json`` says, or what all published
             weights of that name agree on, or CLIP's.
         std: The same.
-        gradient_checkpointing: Recompute activations in the backward.
 
     Raises:
         ConfigError: If there is no such model, or its images are prepared as cannot be done here.
@@ -52,7 +51,6 @@ class OpenCLIPEncoder(Encoder):
         weights: str | None = None,
         mean: Channels | None = None,
         std: Channels | None = None,
-        gradient_checkpointing: bool = False,
     ):
         name = model if isinstance(model, str) else "a config"
         config, preprocess, found = _read_model(model)
@@ -80,8 +78,6 @@ class OpenCLIPEncoder(Encoder):
             ) from error
         if weights and not no_memory():
             self._load(Path(weights))
-        if gradient_checkpointing:
-            self.backbone.set_grad_checkpointing(True)
 
     def _load(self, path: Path) -> None:
         """Load the image tower's weights of a whole model."""

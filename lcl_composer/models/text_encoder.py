@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.tokenizer import SPECIAL_TOKENS
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
-from lcl_composer.models.attention import Packing, packed_causal_attention
+from lcl_composer.models.attention import Packing, packed_attention
 
 #: What is off unless ``model_args`` says otherwise, under the names that the architectures give it.
 _OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -257,7 +257,7 @@ class _PackedAttention(TorchFunctionMode):
             attn_mask.shape[-2] != 1 or attn_mask.shape[-1] not in (1, query.shape[2])
         ):
             raise _cannot_run_packed(self.model_type, "its attention has a bias or a window")
-        attended_1THd = packed_causal_attention(
+        attended_1THd = packed_attention(
             nn.Identity(), query, key, value, None, dropout_p, scale, self.packing
         )[0]
         return attended_1THd.transpose(1, 2)

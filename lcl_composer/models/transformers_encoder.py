@@ -27,7 +27,6 @@ class TransformersEncoder(Encoder):
         image_size: Side of the square input in pixels.
         pretrained: A hub name or a folder to take architecture and weights from; None starts at random. Of
             a model with a text tower the vision tower is taken.
-        gradient_checkpointing: Recompute activations in the backward.
         model_args: Further fields of the architecture's config, such as ``{hidden_size: 768}``.
         mean: What pixels are normalised by; null: as the pretrained weights' image processor, else as CLIP.
         std: The same.
@@ -43,7 +42,6 @@ class TransformersEncoder(Encoder):
         model_type: str,
         image_size: int = 224,
         pretrained: str | None = None,
-        gradient_checkpointing: bool = False,
         model_args: dict[str, Any] | None = None,
         mean: Channels | None = None,
         std: Channels | None = None,
@@ -79,8 +77,6 @@ class TransformersEncoder(Encoder):
             ) from error
         if pretrained and not no_memory():
             self._check_complete(pretrained, missing)
-        if gradient_checkpointing:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _check_complete(self, pretrained: str, missing: list[str]) -> None:
         """Raise DataError if a weight that the tokens depend on was not in the folder, or is not finite."""

@@ -16,6 +16,8 @@ from lcl_composer.data.collate import (
     num_samples,
     num_tokens,
     split_batch,
+    split_by_tokens,
+    token_bounds,
 )
 from lcl_composer.data.document import Image
 from lcl_composer.data.interleave import LayoutRules, lay_out
@@ -149,3 +151,31 @@ def test_indices_and_lengths_are_those_of_the_batch(kinds: list[str], size: int)
             ("read", part["image_starts"] >= 0),
         ):
             assert part[name].tolist() == [i for i, wanted in enumerate(chosen.tolist()) if wanted]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.integers(1, 20), st.integers(1, 12))
+def test_microbatches_by_tokens(lengths: list[int], most: int, least: int):
+    bounds = token_bounds(lengths, most, least)
+    assert [first for first, _ in bounds] == [0, *[last for _, last in bounds[:-1]]]
+    assert bounds[-1][1] == len(lengths)
+    assert all(first < last for first, last in bounds)
+    assert all(sum(lengths[first:last]) <= most or last - first == 1 for first, last in bounds)
+    assert len(bounds) >= min(least, len(lengths))
+    fewest = token_bounds(lengths, most)
+    for first, last in fewest[:-1]:
+        assert sum(lengths[first : last + 1]) > most  # the next document would not have fitted
+
+
+def test_microbatches_by_tokens_are_those_by_documents():
+    """Of documents that are all alike, bit for bit."""
+    batch = collate([sample("pair", 3) for _ in range(6)])
+    length = batch["lengths"][0]
+    by_tokens = split_by_tokens(batch, 2 * length + 1)
+    by_documents = split_batch(batch, 2)
+    assert len(by_tokens) == len(by_documents) == 3
+    for one, other in zip(by_tokens, by_documents, strict=True):
+        assert one["lengths"] == other["lengths"]
+        assert all(torch.equal(one[key], other[key]) for key in dtypes(one))  # type: ignore[literal-required]
+    assert split_by_tokens(batch, 6 * length) == [batch]
+    assert [len(part["ids"]) for part in split_by_tokens(batch, 6 * length, 4)] == [1, 2, 1, 2]

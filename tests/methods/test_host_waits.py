@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from composer.core import Event, Precision
+from composer.loggers import Logger
 from torch import Tensor
 
+from lcl_composer.algorithms.ema import EMA
+from lcl_composer.algorithms.grad_cache import GradCache
+from lcl_composer.algorithms.gradient_clipping import GradientClipping
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import split_batch
 from lcl_composer.methods.blip2 import BLIP2
@@ -117,6 +123,38 @@ def test_a_step_asks_the_device_nothing(rows: Any, method: Any):
 @pytest.mark.parametrize("method", PAIR_METHODS.values(), ids=PAIR_METHODS)
 def test_nor_does_a_method_on_pairs(rows: Any, method: Any):
     test_a_step_asks_the_device_nothing(rows, method)
+
+
+def test_nor_do_clipping_and_the_average():
+    model = tiny_model().to("meta")
+    state: Any = SimpleNamespace(model=model, timestamp=SimpleNamespace(batch=3))
+    ema = EMA("2ba")
+    ema._make(model)
+    step(model, [random_batch(4)])
+    for algorithm in (GradientClipping("norm", 0.1), GradientClipping("value", 0.1), ema):
+        algorithm.apply(Event.BATCH_END, state, Logger(state))
+
+
+def test_nor_does_grad_cache():
+    model = tiny_model().to("meta")
+    device = SimpleNamespace(name="meta", batch_to_device=on_meta)
+    state: Any = SimpleNamespace(
+        model=model,
+        device=device,
+        precision=Precision.FP32,
+        precision_config=None,
+        auto_microbatching=False,
+        device_train_microbatch_size=2,
+        dataloader=None,
+        batch=random_batch(6),
+    )
+    cache = GradCache()
+    for event in (Event.BATCH_START, Event.BEFORE_TRAIN_BATCH):
+        cache.apply(event, state, Logger(state))
+    for part in split_batch(state.batch, 2):
+        cache.apply(Event.BEFORE_FORWARD, state, Logger(state))
+        step(model, [part])
+    assert not cache._pieces
 
 
 def test_nor_in_microbatches():

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from lcl_composer.errors import ConfigError
 from lcl_composer.models import attention
-from lcl_composer.models.attention import Packing, packed_causal_attention
+from lcl_composer.models.attention import Packing, packed_attention
 from tests.models.flash import Call, flash_on_cpu
 
 LENGTHS = [1, 5, 130, 3]  # one document is longer than flex attention's blocks of 128
@@ -67,7 +67,7 @@ def test_equals_the_plain_formula(
     heads: int, key_heads: int, scale: float | None, window: int | None, softcap: float | None
 ):
     inputs = draw(heads, key_heads)
-    output, weights = packed_causal_attention(
+    output, weights = packed_attention(
         Layer(heads // key_heads),
         *inputs,
         None,
@@ -88,7 +88,7 @@ def test_both_ways_equals_the_plain_formula(window: int | None):
     """A window as long as the longest document hides nothing."""
     inputs = draw(4, 2)
     packing = Packing(LENGTHS, CPU, causal=False)
-    output, _ = packed_causal_attention(Layer(2), *inputs, None, packing=packing, sliding_window=window)
+    output, _ = packed_attention(Layer(2), *inputs, None, packing=packing, sliding_window=window)
     expected = plain(*inputs, LENGTHS, 0.25, causal=False)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
@@ -99,7 +99,7 @@ def test_both_ways_equals_the_plain_formula(window: int | None):
 def test_both_ways_goes_without_window_and_softcap(change: dict[str, float]):
     packing = Packing(LENGTHS, CPU, causal=False)
     with pytest.raises(ConfigError, match="attends both ways"):
-        packed_causal_attention(Layer(), *draw(2, 2), None, packing=packing, **change)  # type: ignore[arg-type]
+        packed_attention(Layer(), *draw(2, 2), None, packing=packing, **change)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_nested_attention_refuses_where_no_kernel_of_variable_length_runs():
 def test_queries_and_keys_take_the_type_of_values():
     query, key, value = draw(2, 2)
     packing = Packing(LENGTHS, CPU)
-    output, _ = packed_causal_attention(Layer(), query, key, value.bfloat16(), None, packing=packing)
-    same, _ = packed_causal_attention(
+    output, _ = packed_attention(Layer(), query, key, value.bfloat16(), None, packing=packing)
+    same, _ = packed_attention(
         Layer(), query.bfloat16(), key.bfloat16(), value.bfloat16(), None, packing=packing
     )
     assert torch.equal(output, same)
@@ -200,7 +200,7 @@ def test_queries_and_keys_take_the_type_of_values():
 def test_what_the_packed_kernels_lack_is_refused(change: dict[str, float | None], message: str):
     options = {"packing": Packing(LENGTHS, CPU), **change}
     with pytest.raises(ConfigError, match=message):
-        packed_causal_attention(Layer(), *draw(2, 2), None, **options)  # type: ignore[arg-type]
+        packed_attention(Layer(), *draw(2, 2), None, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
@@ -213,7 +213,7 @@ def test_cuda_equals_the_plain_formula(
 ):
     device = torch.device("cuda")
     inputs = [x.detach().to(device, dtype).requires_grad_() for x in draw(2, 2, width=width)]
-    output, _ = packed_causal_attention(
+    output, _ = packed_attention(
         Layer(), *inputs, None, packing=Packing(LENGTHS, device), sliding_window=window, softcap=softcap
     )
     exact = [x.detach().double().cpu().requires_grad_() for x in inputs]

@@ -13,7 +13,7 @@ from torch import Tensor
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.caption import VQA
-from lcl_composer.models.attention import PACKED_CAUSAL
+from lcl_composer.models.attention import PACKED
 from lcl_composer.models.writer import Decoding, GumbelNoise
 from tests.models.tiny import IMAGE, RULES, TOKENIZER, bad_batch, batch, document, tiny_method
 
@@ -75,7 +75,7 @@ def test_cache_and_padding_give_the_logits_of_the_packed_forward(
         steps = range(len(ids) or 1)
         found = torch.stack([seen[step][number] for step in steps])
         torch.testing.assert_close(found, expected[: len(steps)], rtol=1e-3, atol=1e-4)
-    assert model.language_model.backbone.config._attn_implementation == PACKED_CAUSAL
+    assert model.language_model.backbone.config._attn_implementation == PACKED
 
 
 def test_the_most_likely_token_is_written_each_time() -> None:
