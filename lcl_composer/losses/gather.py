@@ -27,8 +27,9 @@ def host_group(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup | No
     """
     if dist.get_backend(group) == "gloo":
         return group
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    if group is None:
+        return dist.new_group(backend="gloo")
+    return dist.new_group(dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True)
 
 
 def gather_counts(count: int, group: dist.ProcessGroup | None = None) -> list[int]:

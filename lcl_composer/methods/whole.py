@@ -46,7 +46,11 @@ def whole(state: State) -> Iterator[None]:
 
 @torch.no_grad()
 def _fill(copied: Method, model: Method) -> None:
-    """Give the copy the whole weights and the buffers of a sharded method."""
+    """Give the copy the whole weights and the buffers of a sharded method, and what algorithms have set."""
+    for name, term in model.terms.items():
+        copied.terms[name].weight = term.weight
+        if term.contrast and (contrast := copied.terms[name].contrast):
+            vars(contrast).update({k: v for k, v in vars(term.contrast).items() if k != "_owner"})
     tensors = {name: whole_tensor(tensor).clone() for name, tensor in model.state_dict().items()}
     copied.load_state_dict(tensors, assign=True)
     for name, buffer in model.named_buffers():

@@ -198,7 +198,8 @@ def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_
     config = AutoConfig.for_model(model_type, **{**fields, **model_args})
     try:
         # As AutoModel does, which imports the configs of all architectures to see whether this is one.
-        model = MODEL_MAPPING[type(config)]._from_config(config, attn_implementation=PACKED)
+        architecture: Any = MODEL_MAPPING[type(config)]
+        model = architecture._from_config(config, attn_implementation=PACKED)
     except (ValueError, KeyError, AttributeError) as error:  # the last: Funnel has two models
         raise _cannot_run_packed(model_type) from error
     if not model._supports_attention_backend:

@@ -145,12 +145,10 @@ def test_flex_attention_is_not_compiled_anew_for_each_length(counted: CompileCou
     assert counted.frame_count == 1
 
 
-def test_flex_attention_never_falls_back_to_all_scores(
-    counted: CompileCounter, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+def test_flex_attention_never_falls_back_to_all_scores(counted: CompileCounter):
     run_flex([300, 5])
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+    limit = torch._dynamo.config.patch(recompile_limit=1)  # pytest's own patch leaves none behind
+    with limit, pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         run_flex([300, 5], width=32)  # compiled anew, which a batch must never need
 
 
