@@ -215,9 +215,10 @@ def _evaluated(variants: Sequence[Variant]) -> Iterator[Quantity]:
         )
 
 
-def chance_names(key: str) -> tuple[str, str, str]:
+def chance_names(key: str) -> list[str]:
     """Under what an evaluation may say what chance gives of its number ``key``, the most exact first."""
-    return f"chance/{key}", f"chance/{key.rpartition('/')[2]}", "chance"
+    names = [f"chance/{key}", f"chance/{key.rpartition('/')[2]}"]
+    return names if re.search(r"(@|top[-_]?)(?!1$)\d+$", key) else [*names, "chance"]  # `chance` is of one guess
 
 
 def _logged(variants: Sequence[Variant]) -> list[Quantity]:
