@@ -294,8 +294,11 @@ def _fork_rank(work: Callable[[], None], local_rank: int) -> int:
         os._exit(code)
 
 
-def mount_private_memory() -> None:
+def mount_private_memory(options: str = "") -> None:
     """Give this process a mount namespace with an empty ``/dev/shm``.
+
+    Args:
+        options: Of tmpfs, such as ``size=64k``.
 
     Raises:
         OSError: If that is not permitted.
@@ -305,7 +308,7 @@ def mount_private_memory() -> None:
     for failed in (
         libc.unshare(new_namespace),
         libc.mount(b"none", b"/", None, private, None),
-        libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None),
+        libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, options.encode()),
     ):
         if failed:
             raise OSError(ctypes.get_errno(), "no private /dev/shm")

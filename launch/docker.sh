@@ -2,25 +2,35 @@
 # Train in Docker on this machine's GPUs: launch/docker.sh YAML [key=value ...]
 #   docker build -t lcl-composer .
 #   DATA=/scratch/mds launch/docker.sh yamls/pretrain/vit_b32_laion.yaml
-# DATA (default: ./data) appears as data/ and as DATA_ROOT, RUNS (default: ./runs) as runs/; files keep your user id.
-# IMAGE, GPUS (Docker's --gpus; "none" for a machine without) and SHM_SIZE may be set too.
+# `docker stop` lets it write a checkpoint. Logs: rank 0 prints, the others write to RUNS/logs.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+: "${DATA:=$PWD/data}" "${RUNS:=$PWD/runs}" # appear as data/ (and DATA_ROOT) and runs/; files keep your user id
+: "${IMAGE:=lcl-composer}" "${NAME:=lcl}"
+: "${GPUS:=all}"      # all, a number, or none
+: "${SHM_SIZE:=16g}"  # Docker's 64 MB are too few for the data loaders and NCCL
+: "${GRACE:=300}"     # seconds to finish a batch and write a checkpoint
+SECRETS=(WANDB_API_KEY WANDB_MODE MLFLOW_TRACKING_URI AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY HF_TOKEN)
+
 if [ $# -eq 0 ]; then
   echo "usage: launch/docker.sh YAML [key=value ...]" >&2
   exit 2
 fi
-mkdir -p "${DATA:=$PWD/data}" "${RUNS:=$PWD/runs}"
+mkdir -p "$DATA" "$RUNS"
 
-options=(--rm --init --user "$(id -u):$(id -g)")
-# Docker's 64 MB of shared memory are too few for the data loaders and NCCL; pinned buffers need locked memory.
-options+=(--shm-size "${SHM_SIZE:-16g}" --ulimit memlock=-1 --ulimit stack=67108864)
+options=(--rm --init --name "$NAME" --user "$(id -u):$(id -g)")
+options+=(--shm-size "$SHM_SIZE" --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=65536)
 options+=(--volume "$(realpath "$DATA"):/workspace/data" --volume "$(realpath "$RUNS"):/workspace/runs")
-options+=(--env DATA_ROOT=/workspace/data --stop-timeout 60) # seconds to finish a batch and write a checkpoint
-[ "${GPUS:=all}" = none ] || options+=(--gpus "$GPUS")
+options+=(--env DATA_ROOT=/workspace/data --stop-timeout "$GRACE")
+case $GPUS in
+  none) ranks=1 ;;
+  all) ranks=$(nvidia-smi --list-gpus | wc -l) && options+=(--gpus all) ;;
+  *) ranks=$GPUS && options+=(--gpus "$GPUS") ;;
+esac
+options+=(--env "GPUS=$ranks")
+[ -z "${PREFLIGHT:-}" ] || options+=(--env PREFLIGHT)
 [ -t 1 ] && options+=(--tty)
-for name in WANDB_API_KEY WANDB_MODE MLFLOW_TRACKING_URI AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
+for name in "${SECRETS[@]}"; do
   [ -z "${!name:-}" ] || options+=(--env "$name") # by name only: the value stays out of the process list
 done
 
-exec docker run "${options[@]}" "${IMAGE:-lcl-composer}" composer train.py "$@"
+exec docker run "${options[@]}" "$IMAGE" launch/node.sh "$@"

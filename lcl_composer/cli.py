@@ -62,8 +62,21 @@ def check(
     device: Annotated[
         Literal["cpu", "gpu"] | None, typer.Option(help="Their kind; without: as on this machine.")
     ] = None,
+    preflight: Annotated[
+        bool,
+        typer.Option(
+            "--preflight", help="Instead: try all that the run needs, on every node under a launcher."
+        ),
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=1, help="With --preflight: seconds to wait for ranks that start later.")
+    ] = 120.0,
 ) -> None:
     """Print a run's settings with the source of each, its model's size and what a batch holds."""
+    if preflight:
+        from lcl_composer.commands.preflight import preflight_and_exit
+
+        return preflight_and_exit(config, overrides or [], wait)
     from lcl_composer.commands.check import print_check
 
     print_check(config, overrides or [], ranks, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ def most_over_ranks(value: int) -> int:
 
 
 def name_signal_files_by_node() -> None:
-    """Give each node signal files of its own.
+    """Give each node signal files of its own, and its number under torchrun, which calls it GROUP_RANK.
 
     Before it looks for a checkpoint to resume from, the first rank of each node writes a file beside the
     checkpoints and removes it again. Composer names the file after the node, but then broadcasts rank 0's
@@ -52,6 +53,8 @@ def name_signal_files_by_node() -> None:
     """
     from composer.utils import dist
 
+    if "GROUP_RANK" in os.environ:
+        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
     original = dist.get_node_signal_file_name
     if getattr(original, "by_node", False):
         return

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("red", "green", "blue", "round", "square", "large", "small", "left", "right", "above", "below")
 
 
-def settings(data: Path, **changes: Any) -> dict[str, Any]:
+def settings(folder: Path, /, **changes: Any) -> dict[str, Any]:
     """The experiment: 2 layers, 32 wide, 16 pixels, 4 documents a batch; ``changes`` replace whole keys."""
     vit = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return {
@@ -45,11 +45,11 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
             },
         },
         "method": {"name": "lcl"},
-        "tokenizer": {"name": "bpe", "path": str(data / "tokenizer.json")},
+        "tokenizer": {"name": "bpe", "path": str(folder / "tokenizer.json")},
         "data": {
             "image_size": 16,
             "max_tokens": 64,
-            "train": {"local": str(data / "train"), "shuffle": True, "num_workers": 0},
+            "train": {"local": str(folder / "train"), "shuffle": True, "num_workers": 0},
         },
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.2},
         "scheduler": {"name": "cosine_with_warmup", "t_warmup": "2ba"},

@@ -20,7 +20,7 @@ SOURCES = sorted(
 )
 SCRIPTS = [
     *sorted(ROOT.glob("scripts/*.sh")),
-    ROOT / "launch/docker.sh",
+    *sorted(ROOT.glob("launch/*.sh")),
     ROOT / "launch/slurm.sbatch",
     ROOT / ".ci/run",
 ]

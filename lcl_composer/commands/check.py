@@ -13,7 +13,6 @@ from lcl_composer.commands.terminal import console, folding_table
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, compose
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.trial import Device, this_device
-from lcl_composer.errors import DataError
 
 
 def print_check(path: Path, overrides: list[str], ranks: int, device: Device | None) -> None:
@@ -30,12 +29,12 @@ def print_check(path: Path, overrides: list[str], ranks: int, device: Device | N
     """
     composed = compose(path, overrides, device or this_device())
     check_batch_divides(composed.run, ranks)
-    sizes, tokens_per_image, note = model_sizes(composed.run)
+    sizes, tokens_per_image, left_out = model_sizes(composed.run)
     out = console()
     out.print(_settings(composed))
     for note in composed.notes:
         out.print(f"note: {escape(note)}")
-    out.print(_sizes(sizes, note))
+    out.print(_sizes(sizes, left_out))
     out.print(_batch(composed.run, ranks, tokens_per_image))
 
 
@@ -45,21 +44,10 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
     Returns:
         Parameters by part, tokens an image, and what the counts leave out ("" for nothing).
     """
-    import torch
-
-    from lcl_composer.methods.build import build_model, build_tokenizer, find_classes
+    from lcl_composer.methods.build import model_on_meta
     from lcl_composer.methods.fast import named_blocks
 
-    try:
-        vocab_size, note = build_tokenizer(run).vocab_size, ""
-    except DataError as error:  # a tokenizer that the run itself will train
-        vocab_size, note = 2, f"without the vocabulary's rows: {error}"
-    try:
-        classes = find_classes(run)
-    except DataError as error:  # data that the run itself will make, or that lie elsewhere
-        classes, note = ("one", "another"), f"as if there were two classes: {error}"
-    with torch.device("meta"):
-        model = build_model(run, vocab_size, classes)
+    model, _, note = model_on_meta(run)
     named_blocks(run, model)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())

@@ -47,19 +47,26 @@ def clean_shared_memory(
     Returns:
         What was removed.
     """
+    segments, locks = find_leftovers(shm, temporary, proc)
+    removed = [path for path in segments if _remove(path)] + [path for path in locks if _remove_lock(path)]
+    if removed:
+        log.info("removed %d leftovers of killed jobs from shared memory and lock files", len(removed))
+    return removed
+
+
+def find_leftovers(
+    shm: Path = Path("/dev/shm"), temporary: Path | None = None, proc: Path = Path("/proc")
+) -> tuple[list[Path], list[Path]]:
+    """Return the segments and the lock files that :func:`clean_shared_memory` would remove."""
     if not shm.is_dir() or not proc.is_dir() or _sees_too_few_processes(proc):
-        return []
+        return [], []
     # Listed before the processes: a segment made in between is not touched.
     segments = _owned(shm, _SEGMENTS)
     locks = _owned(temporary or Path(tempfile.gettempdir()), _LOCKS)
     if not segments and not locks:
-        return []
+        return [], []
     live = _numbers_in_use(shm, proc)
-    removed = [path for path, number in segments if number not in live and _remove(path)]
-    removed += [path for path, number in locks if number not in live and _remove_lock(path)]
-    if removed:
-        log.info("removed %d leftovers of killed jobs from shared memory and lock files", len(removed))
-    return removed
+    return [p for p, number in segments if number not in live], [p for p, n in locks if n not in live]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcl_composer import registry
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.errors import ConfigError
+from lcl_composer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import RunConfig
@@ -65,6 +65,32 @@ def build_model(config: RunConfig, vocab_size: int, classes: tuple[str, ...] | N
         pooler = config.model.pooler.spec()
         networks["pooler"] = registry.poolers.build(pooler, width=width, embed_dim=embed_dim)
     return registry.methods.build(config.method.spec(), vocab_size=vocab_size, classes=classes, **networks)
+
+
+def model_on_meta(config: RunConfig) -> tuple[Method, Tokenizer, str]:
+    """Build the model without memory for its weights, also where tokenizer or data are yet to be made.
+
+    Returns:
+        The model on the meta device, the tokenizer (CLIP's in place of one that is not here), and what
+        differs from the run's own model ("" for nothing).
+    """
+    import torch
+
+    classes, notes = None, []
+    try:
+        tokenizer = build_tokenizer(config)
+        vocab_size = tokenizer.vocab_size
+    except DataError as error:  # a tokenizer that the run itself will train
+        tokenizer, vocab_size = registry.tokenizers.build({"name": "clip"}), 2
+        notes.append(f"without the vocabulary's rows: {error}")
+    try:
+        classes = find_classes(config)
+    except DataError as error:  # data that the run itself will make, or that lie elsewhere
+        classes = ("one", "another")
+        notes.append(f"as if there were two classes: {error}")
+    with torch.device("meta"):
+        model = build_model(config, vocab_size, classes)
+    return model, tokenizer, "; ".join(notes)
 
 
 def _build_language_model(config: RunConfig, vocab_size: int) -> TransformersLM:
