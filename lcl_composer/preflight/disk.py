@@ -73,10 +73,10 @@ def caches(plan: Plan) -> Iterator[Need]:
         whole = sum(seen.bytes for seen in fetched)
         if not whole:
             continue
-        limit = settings.cache_limit and bytes_to_int(settings.cache_limit)
+        limit = bytes_to_int(settings.cache_limit) if settings.cache_limit else None
         here = sum(_bytes_in(seen.folder) for seen in fetched)
         largest = max(seen.largest for seen in fetched)
-        kept = whole if limit is None or limit == 0 else min(whole, limit)
+        kept = whole if limit is None else min(whole, limit)
         yield Need(fetched[0].folder, max(kept + largest - here, 0), f"the cache of {key}")
 
 

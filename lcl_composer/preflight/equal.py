@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.cuda import nccl
 from torch.version import cuda
 
 import lcl_composer
@@ -46,7 +47,7 @@ def versions() -> dict[str, str]:
     """Version by name of all that computes a step; ``none`` where it is not installed."""
     found = {"python": platform.python_version(), "cuda": cuda or "none"}
     if torch.cuda.is_available():
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # pyright: ignore[reportArgumentType]
+        found["nccl"] = ".".join(map(str, nccl.version()))
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lcl_composer.errors import one_line
 from lcl_composer.preflight.finding import Finding, fail, ok, size, warn

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import HashStore, Store, TCPStore
+from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lcl_composer.errors import LCLError, one_line
 from lcl_composer.preflight.finding import numbers
@@ -48,7 +48,7 @@ class Meeting:
 
     def __init__(self, world: World, wait: float):
         self.world, self.wait = world, wait
-        self.store: Store = HashStore() if world.size == 1 else _open(world, wait)
+        self.store: Any = HashStore() if world.size == 1 else _open(world, wait)
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._ended = threading.Event()
         self._heard = time.monotonic()
@@ -148,7 +148,7 @@ class Meeting:
         return bool(last) and beat == last and now - since > SILENCE
 
 
-def _open(world: World, wait: float) -> Store:
+def _open(world: World, wait: float) -> TCPStore:
     listens = world.rank == 0 and not world.agent
     try:
         return TCPStore(
