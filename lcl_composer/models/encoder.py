@@ -61,7 +61,11 @@ class PixelNormalizer(nn.Module):
         if pixel_values.dtype != torch.uint8:
             return pixel_values
         kind = pixel_values.device.type
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+        if (
+            kind != "meta"
+            and torch.is_autocast_enabled(kind)
+            and torch.get_autocast_dtype(kind) == torch.bfloat16
+        ):
             normalised = torch.empty_like(
                 pixel_values, dtype=torch.bfloat16, memory_format=torch.channels_last
             )

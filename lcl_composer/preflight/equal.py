@@ -23,6 +23,11 @@ from lcl_composer.report.environment import git_state
 Said = Callable[[dict[str, Any]], str]
 #: Distributions whose code takes part in a step.
 _PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "timm", "numpy", "tokenizers")
+_ADVICE = {
+    "versions": "make the same environment on all nodes",
+    "source": "copy the same code and drop-ins to all nodes",
+    "GPUs are equal": "take nodes of one kind; is a driver missing?",
+}
 #: Folders of drop-ins, beside the package.
 _DROP_INS = ("callbacks", "methods")
 #: Settings that may name another place on each node.
@@ -88,7 +93,7 @@ def _line(check: str, values: Mapping[int, dict[str, Any]], of: int, said: Said)
     different = list(_differences(values))
     for key, most, others in different:
         for value, nodes in others.items():
-            message = f"{key} is {value}, elsewhere {most}; install or copy the same on all nodes"
+            message = f"{key} is {value}, elsewhere {most}; {_ADVICE[check]}"
             yield Line(check, numbers(nodes, of), fail(message))
     if not different:
         first = next(iter(values.values()))

@@ -21,6 +21,8 @@ from lcl_composer.preflight.world import World
 #: Seconds that each backend may take, the meeting of its ranks included.
 SECONDS = 60.0
 _BYTES, _ROUNDS = 1 << 25, 3
+#: A first, small one: if it takes longer than this, it is the only one.
+_FEW_BYTES, _QUICK = 1 << 20, 0.2
 #: Seconds for the gradients of a step from which on the network is worth a word.
 _SLOW = 1.0
 
@@ -91,8 +93,8 @@ def _try(world: World, backend: str, seconds: float, result: list[Any]) -> None:
         result.append(one_line(error, 160))
 
 
-def _measure(world: World, backend: str, seconds: float) -> float | str:
-    """Bytes a second, or what is wrong with the sum."""
+def _measure(world: World, backend: str, seconds: float) -> float:
+    """Bytes a second that cross a link; few are sent where many would take long."""
     timeout = timedelta(seconds=seconds)
     device = torch.device("cuda", world.local_rank) if backend == "nccl" else torch.device("cpu")
     if not dist.is_initialized():
@@ -103,18 +105,30 @@ def _measure(world: World, backend: str, seconds: float) -> float | str:
         group = None
     else:
         group = dist.new_group(backend=backend, timeout=timeout)
-    tensor = torch.full((_BYTES // 4,), float(world.rank + 1), device=device)
+    first = _reduce(world, group, device, _FEW_BYTES, 1)
+    slowest = torch.tensor([first], dtype=torch.float64, device=device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)  # all ranks must agree on what comes next
+    many = slowest.item() < _QUICK
+    seconds = _reduce(world, group, device, _BYTES, _ROUNDS) if many else slowest.item()
+    return 2 * (world.size - 1) / world.size * (_BYTES if many else _FEW_BYTES) / seconds
+
+
+def _reduce(world: World, group: Any, device: torch.device, count: int, rounds: int) -> float:
+    """Seconds of one all-reduce of so many bytes, the mean over rounds after a first.
+
+    Raises:
+        ArithmeticError: If the sum is wrong.
+    """
+    tensor = torch.full((count // 4,), float(world.rank + 1), device=device)
     dist.all_reduce(tensor, group=group)
     expected = world.size * (world.size + 1) / 2
     if not bool((tensor == expected).all()):
-        return f"the sum is {tensor.max().item():g}, not {expected:g}"
-    _settle(device)
+        raise ArithmeticError(f"the sum is {tensor.max().item():g}, not {expected:g}")
     begun = time.perf_counter()
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         dist.all_reduce(tensor, group=group)
     _settle(device)
-    each = (time.perf_counter() - begun) / _ROUNDS
-    return 2 * (world.size - 1) / world.size * _BYTES / each
+    return (time.perf_counter() - begun) / rounds
 
 
 def _settle(device: torch.device) -> None:

@@ -120,6 +120,7 @@ class Meeting:
         while not self._ended.is_set():
             try:
                 self.store.set(f"beat/{self.world.rank}", str(number := number + 1))
+                self.store.check([f"beat/{self.world.rank}"])  # waits for an answer, which `set` does not
             except RuntimeError:  # rank 0 has gone, and the main thread says so
                 return
             self._heard = time.monotonic()

@@ -115,7 +115,13 @@ def memory(plan: Plan) -> Finding:
     if least > have:
         return fail(
             f"{per} has {size(have)} and needs at least {size(least)} ({said}; by {sizes.documents}): lower "
-            "device_train_microbatch_size (with grad_cache where it contrasts) or set gradient_checkpointing"
+            "device_train_microbatch_size (with grad_cache where it contrasts) or "
+            "set activation_checkpointing"
+        )
+    if sizes.uncounted:
+        said = f"{size(plan.resident)} for model and optimizer"
+        return warn(
+            f"{said} of {size(have)} {per}; what forward keeps could not be counted ({sizes.uncounted})"
         )
     if most > 0.9 * have:
         return warn(

@@ -133,7 +133,7 @@ class Preflight:
     def _gradients(self, plan: Plan) -> int:
         try:
             return plan.sizes.gradients
-        except LCLError:  # the checks have said why
+        except Exception:  # the checks have said why
             return 0
 
     def _lines(self, found: Mapping[int, dict[str, Any]], ahead: Mapping[int, float]) -> list[Line]:

@@ -130,6 +130,7 @@ def _look(source: DocumentSource, seen: Looked, settings: StreamConfig) -> None:
             seen.fetched += info.bytes
             if problem := elsewhere.damage(info):
                 remote = f"{source.remote}/{source.split or ''}".rstrip("/")
+                problem = problem.removeprefix(f"{elsewhere.folder}/")
                 raise DataError(f"{seen.key}: {problem}; it is damaged at {remote}: convert it anew")
         seen.seconds = time.monotonic() - begun
         seen.documents = _documents(elsewhere.folder, seen.shards[0])

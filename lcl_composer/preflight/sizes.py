@@ -16,6 +16,7 @@ from lcl_composer import registry
 from lcl_composer.data.collate import Sample, collate, make_sample
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.rng import sample_rng
+from lcl_composer.errors import one_line
 from lcl_composer.methods.build import layout_rules, model_on_meta
 from lcl_composer.methods.fast import named_blocks
 from lcl_composer.models.blocks import recompute
@@ -42,6 +43,7 @@ class Sizes:
         activations: What forward keeps of a document for backward, in float32.
         tokens: Mean tokens of these documents.
         documents: What sample and activations were counted on, in words.
+        uncounted: Why the activations could not be counted; "" if they were.
     """
 
     weights: int
@@ -52,6 +54,7 @@ class Sizes:
     activations: int
     tokens: int
     documents: str
+    uncounted: str = ""
 
     @property
     def checkpoint(self) -> int:
@@ -79,6 +82,11 @@ def measure(run: RunConfig, streams: Sequence[Sequence[Document]]) -> Sizes:
             for block in of_part[:: run.activation_checkpointing.every]:
                 recompute(block)
     samples, documents = _largest(run, model, tokenizer, [stream for stream in streams if stream])
+    activations, uncounted = 0, ""
+    try:
+        activations = kept_for_backward(model, samples) // len(samples)
+    except Exception as error:  # a method's forward may ask the device for a number, and meta has none
+        uncounted = one_line(error, 120)
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(_bytes(p) for p in trained)
     ema = run.algorithms.get("ema")
@@ -89,9 +97,10 @@ def measure(run: RunConfig, streams: Sequence[Sequence[Document]]) -> Sizes:
         optimizer=round(gradients * state_share(run)),
         average=sum(_bytes(p) for p in averaged.parameters()) if ema is not None else 0,
         sample=sum(_sample_bytes(sample) for sample in samples) // len(samples),
-        activations=kept_for_backward(model, samples) // len(samples),
+        activations=activations,
         tokens=sum(len(sample["tokens"]) for sample in samples) // len(samples),
         documents=documents,
+        uncounted=uncounted,
     )
 
 

@@ -21,7 +21,7 @@ def reduce_on(rank: int, size: int, port: int, corrupt: bool) -> dict[str, Any]:
     meeting = Meeting(world, 10)
     if corrupt and rank == 1:
         add = torch.distributed.all_reduce
-        links.dist.all_reduce = lambda tensor, group: add(tensor.mul_(2), group=group)  # type: ignore[assignment]
+        links.dist.all_reduce = lambda tensor, **options: add(tensor.mul_(2), **options)  # type: ignore[assignment]
     found = links.reduce(world, ["gloo"], seconds=20)
     meeting.close()
     return found

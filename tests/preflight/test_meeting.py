@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import psutil
@@ -14,6 +17,7 @@ from lcl_composer.errors import LCLError
 from lcl_composer.preflight import meeting
 from lcl_composer.preflight.meeting import Absent, Meeting, own_interface
 from lcl_composer.preflight.world import World
+from tests.forked import Forked
 
 
 @pytest.fixture
@@ -91,3 +95,29 @@ def test_rank_0_that_says_nothing(worlds: list[World]) -> None:
 
 def test_the_interface_to_a_host() -> None:
     assert own_interface("127.0.0.1", psutil.net_if_addrs) == "lo"
+
+
+def lose_rank_0(port: int) -> None:
+    """Rank 1 of a job whose rank 0 takes connections and does not answer any more."""
+    meeting.SILENCE = 0.5
+    Meeting(World(rank=1, size=2, node=1, port=port, host="here"), 20)
+    time.sleep(60)
+
+
+def test_a_rank_whose_network_is_cut_ends_in_time(tmp_path: Path) -> None:
+    server = World(size=2, port=free_port())
+    zero = Forked(tmp_path, serve_and_stop, server.port)
+    one = Forked(tmp_path, lose_rank_0, server.port)
+    code, output = one.finish(30)
+    zero.kill()
+    assert code == 2
+    assert "rank 0 at 127.0.0.1" in output
+    assert "does not answer for 1 s any more" in output
+
+
+def serve_and_stop(port: int) -> None:
+    """Rank 0, stopped once rank 1 has beaten: its connections stay open, and nothing comes back."""
+    zero = Meeting(World(size=2, port=port), 20)
+    while not zero.store.check(["beat/1"]):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -109,8 +109,9 @@ def test_fsdp_and_microbatches_of_tokens_need_less(data: Path) -> None:
     two = World(size=2, local_size=2)
     whole, cut = (plan_of(data, *overrides, world=two) for overrides in ([], ["parallelism.fsdp={}"]))
     assert cut.resident == whole.resident // 2
-    tokens = plan_of(data, f"device_train_microbatch_tokens={whole.sizes.tokens}")
-    assert (whole.microbatch, tokens.microbatch) == (2, 1)
+    tokens = plan_of(data, "device_train_microbatch_tokens=64", "method.contrastive_weight=0")
+    assert (tokens.microbatch, tokens.device_batch) == (64 // tokens.sizes.tokens, 4)
+    assert tokens.microbatch < 4
 
 
 def test_memory_of_the_host(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
