@@ -143,6 +143,13 @@ def take_port() -> None:
     globals()["_held"] = taken
 
 
+def other_interface() -> None:
+    """One that leads to no other node, as Docker's does."""
+    commands = "link add inner0 type veth peer name inner1\naddress add 5.5.5.5/24 dev inner0\n"
+    commands += "link set inner0 up\nlink set inner1 up\n"
+    subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
+
+
 def slow_cable() -> None:
     """Two Mbit/s."""
     rate = ["rate", "2mbit", "burst", "32kbit", "latency", "400ms"]
@@ -222,8 +229,8 @@ FAULTS = [
     Fault(
         "the wrong interface",
         "all-reduce, gloo all fail",
-        node=0,
-        environment=(("GLOO_SOCKET_IFNAME", "lo"),),
+        plant=other_interface,
+        environment=(("GLOO_SOCKET_IFNAME", "inner0"),),
     ),
     Fault("slow cable", "a slow network", plant=slow_cable, code=0),
     Fault("another transformers", "versions 1 fail transformers is 4.40.0", plant=other_version),
