@@ -29,9 +29,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 8
-_PRELOAD = ["benchmarks.jobs", "lcl_composer.train", "lcl_composer.build", "lcl_composer.data.loader"]
-_PRELOAD += ["lcl_composer.methods.lcl", "lcl_composer.models.encoder", "lcl_composer.models.language_model"]
-_PRELOAD += ["lcl_composer.callbacks.summary", "composer", "timm", "transformers.models.opt.modeling_opt"]
+#: What the process imports that jobs are forked from.
+PRELOAD = ["benchmarks.jobs", "lcl_composer.train", "lcl_composer.build", "lcl_composer.data.loader"]
+PRELOAD += ["lcl_composer.methods.lcl", "lcl_composer.models.encoder", "lcl_composer.models.language_model"]
+PRELOAD += ["lcl_composer.callbacks.summary", "composer", "timm", "transformers.models.opt.modeling_opt"]
 
 #: Id, hash of the tokens and hash of the pixels of each.
 Documents = list[tuple[str, str, str]]
@@ -110,7 +111,7 @@ class Job:
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload(PRELOAD)
         launches = folder / "launches"
         self.notes = launches / f"{len(list(launches.glob('*'))):03}"
         self.notes.mkdir(parents=True)
@@ -221,9 +222,9 @@ def _node(experiment: Path, settings: list[str], place: Path, world: dict[str, s
 
 
 def _train(experiment: Path, settings: list[str]) -> None:
-    from lcl_composer.train import train
+    from lcl_composer.launched import run
 
-    train(experiment, settings)
+    sys.exit(run([str(experiment), *settings]))
 
 
 def kill_group(process: BaseProcess) -> None:
@@ -281,10 +282,12 @@ def _fork_rank(work: Callable[[], None], local_rank: int) -> int:
         os.environ.update(RANK=str(node * ranks + local_rank), LOCAL_RANK=str(local_rank))
         torch.set_num_threads(1)
         work()
-        torch.distributed.destroy_process_group()
-        code = 0
     except SystemExit as end:
-        print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        if not code:
+            torch.distributed.destroy_process_group()
     except BaseException:
         import traceback
 

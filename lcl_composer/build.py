@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 #: Keys of the config that are arguments of Composer's Trainer under the same name.
 _TRAINER_ARGUMENTS = {
     "device_train_microbatch_size",
+    "dist_timeout",
     "log_to_console",
     "max_duration",
     "run_name",

@@ -5,6 +5,7 @@ Verbs import what they need when they run: torch and Composer cost seconds, and 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,9 +50,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="a.b=c", help="Se
 @app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
     """Train, in this process; `composer train.py YAML` does it on every device."""
-    from lcl_composer.train import train as train_run
+    from lcl_composer.launched import run
 
-    train_run(config, overrides or [])
+    sys.exit(run([str(config), *(overrides or [])]))
 
 
 @app.command()

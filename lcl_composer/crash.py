@@ -5,15 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lcl_composer.errors import LCLError, one_line
+from lcl_composer.errors import LCLError, LostConnection, one_line
 
 #: Words in the messages of torch's checkpoint writer when the disk takes no more.
 _WRITE_FAILED = ("unexpected pos", "file write failed", "PytorchStreamWriter failed", "No space left")
+#: Words in the messages of gloo, NCCL and torch's store when another rank is gone or does not answer.
+_PEER_LOST = (
+    "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
+    "remote process exited", "ncclRemoteError", "failed to connect", "failed to recv",
+    "communicator was aborted", "connectFullMesh failed",
+)  # fmt: skip
+_PEER_SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
+#: What the mentioned three raise.
+_OF_TORCH = {"RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError"}
+#: Words in the messages of torch, Streaming and NCCL when shared memory takes no more.
+_SHARED_MEMORY = ("/dev/shm", "torch_shm_manager", "shared memory", "Bus error", "/torch_")
 #: Words in the names of what S3, GCS, Azure, OCI and the hub raise without credentials.
 _CREDENTIALS = ("NoCredentials", "PartialCredentials", "DefaultCredentials", "ClientAuthentication")
 
@@ -26,6 +38,7 @@ def told_in_one_line(folder: Path) -> Iterator[None]:
         folder: The run folder, ``runs/NAME``.
 
     Raises:
+        LostConnection: Another rank is gone or does not answer.
         LCLError: Names the cause and the file.
     """
     try:
@@ -40,6 +53,8 @@ def told_in_one_line(folder: Path) -> Iterator[None]:
             rest = f"the traceback is in {log}"
         except OSError as unwritten:  # the disk may be what is full
             rest = f"the traceback could not be written to {log} ({unwritten.strerror})"
+        if text := lost_connection(error):
+            raise LostConnection(text) from error
         raise LCLError(f"{cause(error, folder)}; {rest}") from error
 
 
@@ -47,9 +62,16 @@ def cause(error: BaseException, folder: Path) -> str:
     """Return what an error comes from, in a line for those who did not write the code."""
     for link in _chain(error):
         name, text = type(link).__name__, str(link)
+        if _wants_shared_memory(link):
+            return (
+                f"/dev/shm is full ({_free('/dev/shm')}; {_first_line(text)}): give it more (docker "
+                "run --shm-size, a Memory volume in Kubernetes), lower data.train.num_workers, or end what fills it"
+            )
         if getattr(link, "errno", None) == errno.ENOSPC or any(words in text for words in _WRITE_FAILED):
-            free = shutil.disk_usage(_existing(folder)).free
-            return f"a file could not be written, the disk is full ({free / 1e9:.2f} GB free at {folder})"
+            return (
+                f"a file could not be written, the disk is full ({_free(_existing(folder))} at {folder}); "
+                "make room and launch again: the run goes on from its newest whole checkpoint"
+            )
         if "DataLoader worker" in text:
             return (
                 f"a loader process died, often for want of memory ({_first_line(text)}); "
@@ -60,6 +82,42 @@ def cause(error: BaseException, folder: Path) -> str:
         if name == "OutOfMemoryError":
             return f"the GPU's memory is too small ({_first_line(text)}); lower device_train_microbatch_size"
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+def lost_connection(error: BaseException) -> str:
+    """What to say if an error only follows from another rank's end; empty for all others."""
+    for link in _chain(error):
+        text = str(link)
+        if type(link).__name__ not in _OF_TORCH or _wants_shared_memory(link):
+            continue
+        if type(link) is RuntimeError and "gloo" not in text and "Timed out waiting" not in text:
+            continue
+        rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+        if any(words in text for words in _PEER_LOST):
+            what = f"{rank} lost its connection to another rank"
+        elif any(words in text for words in _PEER_SILENT):
+            what = f"{rank} got no answer from another rank within dist_timeout"
+        else:
+            continue
+        return (
+            f"{what}, and no rank of this node failed before: look at the last line of the other nodes; if "
+            f"there is none, a node or the network is down, or a rank hangs ({one_line(link, 120)})"
+        )
+    return ""
+
+
+def _wants_shared_memory(link: BaseException) -> bool:
+    """Whether an error says that shared memory is full."""
+    text = str(link)
+    full = "No space left" in text or getattr(link, "errno", None) == errno.ENOSPC or "Bus error" in text
+    name = str(getattr(link, "filename", "") or "")
+    return any(words in f"{text} {name}" for words in _SHARED_MEMORY) and (
+        full or "creating shared memory" in text or "out of shared memory" in text
+    )
+
+
+def _free(place: str | Path) -> str:
+    return f"{shutil.disk_usage(place).free / 1e9:.2f} GB free"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

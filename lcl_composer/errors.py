@@ -20,6 +20,10 @@ class DataError(LCLError):
     """Data that is absent, cannot be read, or is bad in more than the allowed share."""
 
 
+class LostConnection(LCLError):
+    """Another rank is gone or does not answer: this one has nothing to say of the cause."""
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown word: the nearest known one, or all of them."""
     names = sorted(known)

@@ -44,7 +44,7 @@ _APPLIED = {
     r"precision|tf32": "from the next batch on",
     r"(parallelism|compile|activation_checkpointing)\b.*": "the same numbers, up to rounding",
     r"device_train_microbatch_tokens": "the same numbers, up to rounding",
-    r"data\.max_bad_fraction|save_\w+|autoresume|progress_bar|log_to_console": "from here on",
+    r"data\.max_bad_fraction|save_\w+|autoresume|progress_bar|log_to_console|dist_timeout": "from here on",
 }
 
 #: What any other setting makes of the run.

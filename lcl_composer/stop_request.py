@@ -9,8 +9,11 @@ from typing import Any
 
 from lcl_composer.errors import LCLError
 
-#: What Slurm, Kubernetes and Docker send before they kill.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: What Slurm, Kubernetes and Docker send before they kill, and what a terminal sends at Ctrl-C.
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+#: Stands for the number of a signal where the launcher has died.
+LAUNCHER_GONE = 255
 
 
 class Stopped(LCLError):
@@ -27,13 +30,17 @@ class Stopped(LCLError):
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGUSR1 while it listens, for the training loop to stop at the end of a batch.
+    """Notes SIGTERM, SIGUSR1 and SIGINT while it listens, for the training loop to stop after a batch.
 
-    Under a launcher, its death is a request too: nobody else would ever end the ranks that it leaves behind.
+    A second SIGINT ends the process at once. Under a launcher, its death is a request too: nobody else would
+    ever end the ranks that it leaves behind.
+
+    Args:
+        launcher: The process of the launcher, None without one.
     """
 
-    def __init__(self) -> None:
-        self._launcher = os.getppid() if "RANK" in os.environ else None
+    def __init__(self, launcher: int | None = None) -> None:
+        self._launcher = launcher
         self._received = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -50,10 +57,12 @@ class StopRequest:
 
     @property
     def received(self) -> int:
-        """Number of the signal that asks to stop; 0: none does."""
+        """Number of the signal that asks to stop, or ``LAUNCHER_GONE``; 0: nothing asks."""
         if not self._received and self._launcher not in (None, os.getppid()):
-            self._received = signal.SIGTERM
+            self._received = LAUNCHER_GONE
         return self._received
 
     def _note(self, number: int, frame: object) -> None:
+        if number == self._received == signal.SIGINT:
+            raise KeyboardInterrupt
         self._received = self._received or number

@@ -39,7 +39,8 @@ def train(path: Path, overrides: list[str]) -> None:
 
     Raises:
         LCLError: A problem that the user can mend, with a message of one line.
-        SystemExit: The run was asked to stop and wrote a checkpoint.
+        LostConnection: Another rank is gone.
+        Stopped: The run was asked to stop and wrote a checkpoint.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     print_to_any_terminal()
@@ -52,8 +53,8 @@ def train(path: Path, overrides: list[str]) -> None:
     from lcl_composer.methods.method import method_of
 
     name_signal_files_by_node()
-    dist.initialize_dist(get_device(None))
     with told_in_one_line(run_folder(composed.run)), ExitStack() as stack:
+        dist.initialize_dist(get_device(None), composed.run.dist_timeout)
         on_first_rank(lambda: stack.enter_context(run_of(composed.run).held()))
         with dist.run_local_rank_zero_first():
             if dist.get_local_rank() == 0:
@@ -73,7 +74,7 @@ def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> 
     """Train what is left, or only make up for an end that was cut off, and mark the run as finished.
 
     Raises:
-        SystemExit: The run was asked to stop and wrote a checkpoint.
+        Stopped: The run was asked to stop and wrote a checkpoint.
     """
     from composer.utils import dist
 
@@ -97,11 +98,9 @@ def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> 
             make_up_end(trainer)
         else:
             trainer.fit()
-    except Stopped as stopped:
+    except Stopped:
         trainer.close()
-        if first:
-            print(f"{run.name} {stopped}", flush=True)
-        raise SystemExit(stopped.exit_code) from None
+        raise
     trainer.close()
     if first:
         run.note_end(int(state.timestamp.batch), evaluation)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lcl_composer.crash import cause, told_in_one_line
-from lcl_composer.errors import DataError, LCLError
+from lcl_composer.crash import cause, lost_connection, told_in_one_line
+from lcl_composer.errors import DataError, LCLError, LostConnection
 
 
 class NoCredentialsError(Exception):
@@ -33,12 +33,44 @@ def raised_from(error: Exception, origin: Exception) -> Exception:
             "the remote wants credentials and there are none (NoCredentialsError: Unable to locate",
         ),
         (KeyError("what"), "KeyError: 'what'"),
+        (
+            RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"),
+            "/dev/shm is full",
+        ),
+        (RuntimeError("DataLoader worker (pid 9) is killed by signal: Bus error."), "/dev/shm is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/000001_locals"), "/dev/shm is full"),
     ],
 )
 def test_causes(tmp_path: Path, error: Exception, message: str) -> None:
     said = cause(error, tmp_path / "runs/x")
     assert message in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:9"),
+            "lost its connection",
+        ),
+        (
+            RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 20000ms"),
+            "got no answer",
+        ),
+        (raised_from(ValueError("x"), RuntimeError("gloo: Connection reset by peer")), "lost its connection"),
+        (RuntimeError("botocore: Connection reset by peer"), ""),
+        (KeyError("gloo: Connection reset by peer"), ""),
+        (OSError(errno.ENOSPC, "No space left on device"), ""),
+    ],
+)
+def test_what_follows_from_another_rank(tmp_path: Path, error: Exception, expected: str) -> None:
+    found = lost_connection(error)
+    assert expected in found
+    assert bool(found) == bool(expected)
+    with pytest.raises(LCLError) as caught, told_in_one_line(tmp_path / "runs/x"):
+        raise error
+    assert isinstance(caught.value, LostConnection) == bool(expected)
 
 
 def test_one_line_and_the_rest_in_a_file(tmp_path: Path) -> None:

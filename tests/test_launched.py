@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -110,6 +113,22 @@ def test_kill_9_and_relaunch(two_ranks: Path, data: Path, tmp_path: Path):
     assert runs.read_metrics(tmp_path) == runs.read_metrics(two_ranks)
     expected = latest(two_ranks)
     assert not [name for name, tensor in latest(tmp_path).items() if not torch.equal(tensor, expected[name])]
+
+
+def test_kill_9_of_one_rank_is_the_last_line(data: Path, tmp_path: Path):
+    """Not the connection that the other one loses."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/slow.py").write_text(SLOW)
+    job = launch(tmp_path, data, 2, "callbacks.slow={}")
+    wait_for_step(tmp_path, 2, job)
+    victim = max(child.pid for child in psutil.Process(job.pid).children())
+    os.kill(victim, signal.SIGKILL)
+    job.finish()
+    for _ in range(100):
+        if (lines := job.output().splitlines()) and lines[-1].startswith("error: rank 1"):
+            break
+        time.sleep(0.1)
+    assert lines[-1].startswith(f"error: rank 1 (process {victim}) was killed from outside")
 
 
 def errors_in(output: str) -> list[str]:

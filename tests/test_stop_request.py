@@ -16,7 +16,7 @@ import torch
 from benchmarks.jobs import Job, stitch, write_experiment
 from lcl_composer.checkpoint import read_model_state
 from lcl_composer.data.loader import _leave_end_to_parent
-from lcl_composer.stop_request import StopRequest
+from lcl_composer.stop_request import LAUNCHER_GONE, Stopped, StopRequest
 from lcl_composer.train import train
 from tests import runs
 
@@ -52,16 +52,24 @@ def test_signals_are_noted_only_while_it_listens():
 
 
 def test_a_launcher_that_is_gone_is_a_request(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RANK", "0")
-    request = StopRequest()
+    request, alone = StopRequest(os.getppid()), StopRequest()
     assert request.received == 0
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert request.received == signal.SIGTERM
-    monkeypatch.delenv("RANK")
-    monkeypatch.undo()
-    alone = StopRequest()
-    monkeypatch.setattr(os, "getppid", lambda: 1)  # a shell that left its background job behind
-    assert ("RANK" in os.environ) == (alone.received != 0)
+    assert request.received == LAUNCHER_GONE
+    assert alone.received == 0  # a shell that left its background job behind
+
+
+def test_a_second_interrupt_ends_at_once():
+    request = StopRequest()
+    request.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        request.ignore()
 
 
 def _sleep() -> None:
@@ -89,11 +97,7 @@ def test_a_worker_ends_by_its_parents_sigterm_alone():
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_written_and_the_run_goes_on(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_a_checkpoint_is_written_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No checkpoint is due at batch 3; the run of two launches ends with the weights of the run of one."""
     data = runs.write_data(tmp_path / "data", [runs.made_up(index) for index in range(34)])
     (tmp_path / "callbacks").mkdir()
@@ -102,10 +106,9 @@ def test_a_checkpoint_is_written_and_the_run_goes_on(
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "")
     path = runs.write_yaml(tmp_path, runs.settings(data, max_duration="6ba", save_interval="5ba"))
     train(path, ["run_name=whole"])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(Stopped, match="tiny stopped by SIGUSR1 after batch 3") as stopped:
         train(path, [f"callbacks.kill_me={{batch: 3, number: {int(signal.SIGUSR1)}}}"])
-    assert stopped.value.code == 128 + signal.SIGUSR1
-    assert "tiny stopped by SIGUSR1 after batch 3" in capsys.readouterr().out
+    assert stopped.value.exit_code == 128 + signal.SIGUSR1
     place = tmp_path / "runs/tiny/checkpoints"
     assert [file.name for file in place.glob("ep*.pt")] == ["ep0-ba3-rank0.pt"]
     train(path, [])
@@ -181,10 +184,11 @@ def test_two_launches_of_one_name_and_a_launcher_that_dies(experiment: Path, tmp
         rank.suspend()  # or the first would be done before the second begins, on a busy machine
     jobs.append(Job(experiment, tmp_path, 2, *SLOW))
     jobs[1].processes[0].join(180)
-    assert log_of(jobs[1]).count(f"is in use by another launch (process {ranks[0].pid} on ") == 2
+    assert f"is in use by another launch (process {ranks[0].pid} on " in log_of(jobs[1])
     os.kill(jobs[0].processes[0].pid or 0, signal.SIGUSR1)
     for rank in ranks:
         rank.resume()
     _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive
     assert newest(tmp_path) == f"ep0-ba{len(stitch(tmp_path)[0])}-rank0.pt"
+    assert "tiny stopped by the end of its launcher after batch" in log_of(jobs[0])

@@ -14,8 +14,9 @@ from composer.utils import dist, parse_uri
 
 from lcl_composer.errors import LCLError
 from lcl_composer.finite import not_finite
+from lcl_composer.last_word import launcher
 from lcl_composer.run_folder import CHECKPOINT_NAME, LATEST_NAME, RunFolder
-from lcl_composer.stop_request import Stopped, StopRequest
+from lcl_composer.stop_request import LAUNCHER_GONE, Stopped, StopRequest
 
 
 class RunCheckpoints(CheckpointSaver):
@@ -23,7 +24,7 @@ class RunCheckpoints(CheckpointSaver):
 
     - ``num_checkpoints_to_keep`` counts those of earlier launches too.
     - Weights and optimizer states that are not finite are not written; the run ends instead.
-    - At SIGTERM and SIGUSR1 on any rank the batch is finished, a checkpoint written, and the run stopped.
+    - At SIGTERM, SIGUSR1 and SIGINT on any rank the batch is finished, a checkpoint written, the run stopped.
     - The run folder notes where the newest checkpoint lies, so that a launch that does not find it can tell.
 
     Args:
@@ -45,7 +46,7 @@ class RunCheckpoints(CheckpointSaver):
             num_checkpoints_to_keep=num_checkpoints_to_keep,
         )
         self.run = run
-        self.stop = StopRequest()
+        self.stop = StopRequest(launcher())
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Take over the checkpoints of earlier launches, and listen."""
@@ -71,10 +72,11 @@ class RunCheckpoints(CheckpointSaver):
         if self.last_checkpoint_batch != state.timestamp.batch:
             self._save_checkpoint(state, logger)
         super().fit_end(state, logger)  # waits for uploads
+        by = "the end of its launcher" if number == LAUNCHER_GONE else signal.Signals(number).name
         raise Stopped(
-            f"stopped by {signal.Signals(number).name} after batch {int(state.timestamp.batch)}, behind a "
+            f"{self.run.name} stopped by {by} after batch {int(state.timestamp.batch)}, behind a "
             f"checkpoint in {self.run.checkpoints}; launched again the run goes on from there",
-            128 + number,
+            128 + (signal.SIGTERM if number == LAUNCHER_GONE else number),
         )
 
     def fit_end(self, state: State, logger: Logger) -> None:

@@ -306,6 +306,8 @@ class RunConfig(Section):
     """The oldest checkpoints beyond this number are deleted; -1 keeps all."""
     autoresume: bool = True
     """Continue from the latest checkpoint in `save_folder`."""
+    dist_timeout: PositiveFloat = 300.0
+    """Seconds that a rank waits for the others, in a step or at a checkpoint, before the job is given up."""
     load_path: str | None = None
     """Checkpoint to start from when there is nothing to resume."""
     progress_bar: bool = True

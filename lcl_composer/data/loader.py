@@ -137,12 +137,14 @@ class DocumentLoader(StreamingDataLoader):
 
 
 def _leave_end_to_parent(worker: int) -> None:
-    """Let SIGTERM end this worker only where its own process sends it.
+    """Let SIGTERM end this worker only where its own process sends it, and no other signal to stop.
 
-    A job's manager sends it to all processes at once; the training process then finishes its batch for a
-    checkpoint, and needs its workers until then. They end with it, as they watch for its death.
+    A job's manager or a terminal sends them to all processes at once; the training process then finishes its
+    batch for a checkpoint, and needs its workers until then. They end with it, as they watch for its death.
     """
     parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started later inherit this
 
     def wait() -> None:

@@ -1,0 +1,247 @@
+"""What became of the ranks of a node, and the last word on it: the true cause, whatever launcher there is.
+
+When a rank dies, the others fail too, of the connection that it leaves; which of them is heard first is
+chance, one that is killed says nothing, and launchers end with lines of their own. So each rank keeps a
+record, in a folder of this launch on this node, of what became of it, and the node's first rank starts this
+file as a process of its own, of a few megabytes: it sees which rank was first to fail or to vanish, outlives
+the launcher, and prints the cause when all is over. It also ends ranks that outlive their launcher and do not
+come to an end. Only the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+#: What became of a rank. The last three come with a line of text.
+RUNNING, ENDED, CUT_SHORT, STOPPED, FAILED, FOLLOWED = (
+    "running", "ended", "cut short", "stopped", "failed", "followed",
+)  # fmt: skip
+
+#: Seconds that ranks whose launcher is gone have for a batch and a checkpoint.
+ORPHANS_END_WITHIN = 300.0
+_TICK = 0.2
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a rank.
+
+    Attributes:
+        rank: Its number among all.
+        pid: Its process.
+        born: When that process began, in the kernel's ticks: its number may be used again.
+        state: ``running``, ``ended``, ``stopped`` behind a checkpoint, ``cut short`` by a signal without one,
+            ``failed`` of itself, or ``followed`` another that did.
+        text: Why, in a line.
+        at: When, in seconds of the node's monotonic clock.
+    """
+
+    rank: int
+    pid: int
+    born: str
+    state: str = RUNNING
+    text: str = ""
+    at: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        return birth_of(self.pid) == self.born
+
+
+def birth_of(pid: int) -> str:
+    """When a process began, in ticks; empty if it has ended, even if nobody has asked for its exit code."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a node's ranks."""
+    records = []
+    for path in sorted(folder.glob("rank*.json")):
+        with suppress(OSError, ValueError, TypeError):
+            records.append(Record(**json.loads(path.read_text())))
+    return records
+
+
+class Rank:
+    """This process as a rank: writes its record and reads those of its node.
+
+    Args:
+        folder: That of this launch on this node.
+        rank: Number of the rank.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder, self.rank = folder, rank
+        self.note(RUNNING)
+
+    def note(self, state: str, text: str = "") -> None:
+        """Write the record; a disk that is full must not hide why."""
+        pid = os.getpid()
+        record = Record(self.rank, pid, birth_of(pid), state, " ".join(text.split()), time.monotonic())
+        path = self.folder / f"rank{self.rank}.json"
+        with suppress(OSError):
+            path.with_suffix(".tmp").write_text(json.dumps(asdict(record)))
+            os.replace(path.with_suffix(".tmp"), path)
+
+    def cause_elsewhere(self) -> str:
+        """Why another rank of this node failed or vanished first; empty if none has."""
+        others = [record for record in read_records(self.folder) if record.rank != self.rank]
+        gone = {record.rank for record in others if record.state == RUNNING and not record.alive}
+        failed = [record for record in others if record.state == FAILED]
+        if failed:
+            return told(min(failed, key=lambda record: record.at))
+        return next((killed(record) for record in others if record.rank in gone), "")
+
+
+_launcher: int | None = None
+
+
+def launcher() -> int | None:
+    """The process that started this one as a rank; None if none did."""
+    return _launcher
+
+
+def begin() -> Rank | None:
+    """Make this process known as a rank; None if no launcher started it. Call it before all that takes time.
+
+    The first rank of a node also starts the process that has the last word.
+    """
+    if "RANK" not in os.environ or not Path("/proc/self/stat").exists():
+        return None
+    global _launcher
+    _launcher = os.getppid()
+    folder = Path(tempfile.gettempdir(), f"lcl-{os.getuid()}-{_launcher}-{birth_of(_launcher)}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            return None
+        rank = Rank(folder, int(os.environ["RANK"]))
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, str(folder), str(_launcher)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # what ends the others at once shall not end it
+            )
+    except OSError:  # a full disk: the run says so itself
+        return None
+    return rank
+
+
+def told(record: Record) -> str:
+    """A failure with the rank it befell."""
+    return f"rank {record.rank}: {record.text}"
+
+
+def killed(record: Record) -> str:
+    """What is known of a rank that vanished."""
+    return (
+        f"rank {record.rank} (process {record.pid}) was killed from outside: by hand, by the job's manager, "
+        "or by the kernel for want of memory (dmesg says so; then lower data.train.num_workers or "
+        "device_train_microbatch_size)"
+    )
+
+
+def cause_of(records: Iterable[Record], gone: dict[int, float]) -> str:
+    """The line that says why a job ended; empty if it came to its end.
+
+    Args:
+        records: Of the node's ranks.
+        gone: When ranks vanished that had neither failed nor ended.
+    """
+    of: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.at):
+        of.setdefault(record.state, []).append(record)
+    if STOPPED in of:
+        return of[STOPPED][0].text
+    events = [(record.at, told(record)) for record in of.get(FAILED, ())]
+    events += [(gone[record.rank], killed(record)) for record in of.get(RUNNING, ()) if record.rank in gone]
+    if events:
+        return f"error: {min(events)[1]}"
+    for state in (FOLLOWED, CUT_SHORT):
+        if state in of:
+            return f"error: {of[state][0].text}"
+    return ""
+
+
+class Watch:
+    """Follows the ranks of a node until they and their launcher have ended.
+
+    Args:
+        folder: Holds their records.
+        launcher: Number of the launcher's process.
+        patience: Seconds after the launcher's end in which ranks have to end.
+        say: Takes the last line.
+    """
+
+    def __init__(self, folder: Path, launcher: int, patience: float, say: Callable[[str], None]) -> None:
+        self.folder, self.launcher, self.patience, self.say = folder, launcher, patience, say
+        self.records: list[Record] = []
+        self.gone: dict[int, float] = {}
+
+    def run(self) -> None:
+        """Return when all is over and said."""
+        born, without_launcher = birth_of(self.launcher), 0.0
+        while birth_of(self.launcher) == born or any(record.alive for record in self.records):
+            self.look()
+            if birth_of(self.launcher) != born:
+                without_launcher += _TICK
+                if without_launcher > self.patience:
+                    self.end_orphans()
+            time.sleep(_TICK)
+        self.look()
+        if text := cause_of(self.records, self.gone):
+            self.say(text)
+
+    def look(self) -> None:
+        """Read the records; note who has vanished since."""
+        before = {record.rank: record.pid for record in self.records}
+        self.records = read_records(self.folder) or self.records
+        for record in self.records:
+            if before.get(record.rank, record.pid) != record.pid:  # the launcher has started it again
+                self.gone.pop(record.rank, None)
+            if record.state == RUNNING and not record.alive:
+                self.gone.setdefault(record.rank, time.monotonic())
+
+    def end_orphans(self) -> None:
+        """``kill -9`` ranks that nobody else would ever end."""
+        for record in self.records:
+            if record.alive:
+                with suppress(ProcessLookupError):
+                    os.kill(record.pid, signal.SIGKILL)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _main(folder: Path, launcher: int) -> None:
+    with (folder / "watch.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # a launcher that starts ranks again has one already
+            return
+        Watch(folder, launcher, ORPHANS_END_WITHIN, _say).run()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), int(sys.argv[2]))
