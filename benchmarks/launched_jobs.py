@@ -176,6 +176,7 @@ class Launch:
         launcher: One of the two above.
         networks: A network namespace for each node, and the first's address in it.
         environment: Added to that of each node.
+        shared_memory: Size of ``/dev/shm``, such as ``1m``; "": as it is.
     """
 
     experiment: Path
@@ -187,6 +188,7 @@ class Launch:
     networks: Sequence[str] = ()
     address: str = "127.0.0.1"
     environment: dict[str, str] = field(default_factory=dict)
+    shared_memory: str = ""
 
     def __post_init__(self) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -266,8 +268,10 @@ def _be_node(launch: Launch, number: int, place: Path, log: Path) -> None:
     os.chdir(place)
     if launch.networks:
         _enter_network(launch.networks[number])
-    if launch.nodes > 1:
+    if launch.nodes > 1 or launch.shared_memory:
         mount_private_memory()
+    if launch.shared_memory:
+        subprocess.run(["mount", "-o", f"remount,size={launch.shared_memory}", "/dev/shm"], check=True)
     os.environ.update(launch.environment, TMPDIR=str(place / "tmp"), PYTHONUNBUFFERED="1")
     tempfile.tempdir = None
     arguments = [str(launch.experiment), *launch.settings]

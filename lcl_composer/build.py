@@ -195,10 +195,10 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
 
     config, run = composed.run, run_of(composed.run)
     check_batch_divides(config, dist.get_world_size())
-    start = find_start(config)
     reproducibility.seed_all(config.seed)
     tokenizer = build_tokenizer(config)
     model = build_model(config, tokenizer.vocab_size, find_classes(config))
+    start = find_start(config, model)
     layout = model.layout(tokenizer, layout_rules(config, model.encoder.tokens_per_image))
     train_data = build_data(config, config.data.train, layout)
     contents = check_start(config, start, model, tokenizer, train_data)
@@ -237,8 +237,10 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def find_start(config: RunConfig) -> Start:
+def find_start(config: RunConfig, model: Method) -> Start:
     """Where the run starts, as rank 0 sees it, before anything of the run folder is touched.
+
+    A checkpoint of another architecture is passed over if an earlier one fits the model.
 
     Raises:
         LCLError: If the run would overwrite or take over what it must not.
@@ -246,7 +248,7 @@ def find_start(config: RunConfig) -> Start:
     """
 
     def find() -> Start:
-        start = run_of(config).find_start(config.autoresume)
+        start = run_of(config).find_start(config.autoresume, lambda path: misfit(path, model))
         if start.path is None and config.load_path is not None and "://" not in config.load_path:
             check_whole(config.load_path)
         return start

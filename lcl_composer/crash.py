@@ -65,7 +65,7 @@ def cause(error: BaseException, folder: Path) -> str:
         if _wants_shared_memory(link):
             return (
                 f"/dev/shm is full ({_free('/dev/shm')}; {_first_line(text)}): give it more (docker "
-                "run --shm-size, a Memory volume in Kubernetes), lower data.train.num_workers, or end what fills it"
+                "run --shm-size, a Memory volume in Kubernetes), lower data.train.num_workers, or clear it"
             )
         if getattr(link, "errno", None) == errno.ENOSPC or any(words in text for words in _WRITE_FAILED):
             return (

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,11 +91,13 @@ class RunFolder:
                 stack.enter_context(_held(place))
             yield
 
-    def find_start(self, autoresume: bool) -> Start:
-        """The newest checkpoint that can be read, or the beginning; what lies there is never overwritten.
+    def find_start(self, autoresume: bool, misfit: Callable[[Path], str] = lambda path: "") -> Start:
+        """The newest checkpoint that can be loaded, or the beginning; what lies there is never overwritten.
 
         Args:
             autoresume: Whether the run may go on from a checkpoint.
+            misfit: Says why a checkpoint cannot be loaded into the model; empty if it can. If that holds for
+                all, the newest that can be read is given.
 
         Raises:
             LCLError: If the run would begin where checkpoints or metrics lie, or would take over the
@@ -104,7 +106,7 @@ class RunFolder:
         """
         if self.remote:
             return Start()
-        path, notes = self._newest_whole()
+        path, notes = self._newest_whole(misfit)
         if path is not None:
             begun = read_begun(path)
             if begun.run_name not in ("", self.name) and not self._inside(path):
@@ -123,15 +125,21 @@ class RunFolder:
     def _inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.folder.resolve())
 
-    def _newest_whole(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that can be read, and why those after it cannot."""
+    def _newest_whole(self, misfit: Callable[[Path], str]) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that can be loaded, and why those after it cannot."""
         problems: list[str] = []
+        other: tuple[Path, list[str]] | None = None
         for item in reversed(self.found()):
             try:
                 check_whole(item.path)
-                return item.path, problems
+                if not (problem := misfit(item.path)):
+                    return item.path, [f"{text}; passed over" for text in problems]
+                other = other or (item.path, [*problems])
+                problems.append(problem)
             except DataError as error:
                 problems.append(str(error))
+        if other:
+            return other
         if problems and (self.folder / _NEWEST).is_file():
             raise DataError(
                 f"{problems[0]}; no other checkpoint of {self.name} can be read; choose another run_name or "

@@ -137,9 +137,9 @@ class StreamConfig(Section):
     """Samples to fetch ahead a worker; null: StreamingDataset's default."""
     cache_limit: int | str | None = None
     """Disk space for the caches, in bytes or such as 100gb; null: no limit."""
-    download_retry: Annotated[int, Field(ge=0)] = 2
-    """Further attempts at a shard that cannot be fetched or arrives damaged."""
-    download_timeout: PositiveFloat = 60.0
+    download_retry: Annotated[int, Field(ge=0)] = 8
+    """Further attempts at a shard that cannot be fetched or arrives damaged, each after a longer pause."""
+    download_timeout: PositiveFloat = 120.0
     """Seconds that a shard may take to arrive, all attempts together."""
     validate_hash: str | None = "xxh64"
     """Hash that fetched shards are held to, where the index has it; null: only their size is compared."""

@@ -227,7 +227,9 @@ class DocumentSource(Stream):
             raise DataError(f"{self.source.key}: {local} is missing; copy or convert it anew")
         remote = os.path.join(self.remote, self.split, from_basename)
         deadline = time.monotonic() + self.download_timeout
-        for attempt in range(1 + self.download_retry):
+        # With the index a run begins: a remote that is misspelt shall not take minutes to be told.
+        retries = min(self.download_retry, 2) if from_basename == _INDEX else self.download_retry
+        for attempt in range(1 + retries):
             left = max(deadline - time.monotonic(), 0.0)
             try:
                 _bounded(lambda: self._downloader.download(remote, local, self.download_timeout), left)
@@ -241,11 +243,11 @@ class DocumentSource(Stream):
                 self._downloader.clean_up()
                 problem = f"{type(error).__name__}: {one_line(error)}"
             pause = min(0.5 * 2**attempt, deadline - time.monotonic())
-            if attempt < self.download_retry and pause > 0:
+            if attempt < retries and pause > 0:
                 time.sleep(pause)
         raise DataError(
-            f"{self.source.key}.remote: cannot fetch {remote} in {1 + self.download_retry} attempts "
-            f"({problem})"
+            f"{self.source.key}.remote: cannot fetch {remote} in {1 + retries} attempts ({problem}); see "
+            "whether it can be reached; launched again the run goes on from its newest checkpoint"
         )
 
 
