@@ -127,7 +127,8 @@ def begin() -> Rank | None:
         return None
     global _launcher
     _launcher = os.getppid()
-    folder = Path(tempfile.gettempdir(), f"lcl-{os.getuid()}-{_launcher}-{birth_of(_launcher)}")
+    born = birth_of(_launcher)
+    folder = Path(tempfile.gettempdir(), f"lcl-{os.getuid()}-{_launcher}-{born}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
@@ -135,7 +136,7 @@ def begin() -> Rank | None:
         rank = Rank(folder, int(os.environ["RANK"]))
         if os.environ.get("LOCAL_RANK", "0") == "0":
             subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, str(folder), str(_launcher)],
+                [sys.executable, "-I", "-S", __file__, str(folder), str(_launcher), born],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # what ends the others at once shall not end it
@@ -186,22 +187,25 @@ class Watch:
 
     Args:
         folder: Holds their records.
-        launcher: Number of the launcher's process.
+        launcher: Number of the launcher's process, and when it began.
         patience: Seconds after the launcher's end in which ranks have to end.
         say: Takes the last line.
     """
 
-    def __init__(self, folder: Path, launcher: int, patience: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, launcher: tuple[int, str], patience: float, say: Callable[[str], None]
+    ) -> None:
         self.folder, self.launcher, self.patience, self.say = folder, launcher, patience, say
         self.records: list[Record] = []
         self.gone: dict[int, float] = {}
 
     def run(self) -> None:
         """Return when all is over and said."""
-        born, without_launcher = birth_of(self.launcher), 0.0
-        while birth_of(self.launcher) == born or any(record.alive for record in self.records):
+        (launcher, born), without_launcher = self.launcher, 0.0
+        self.look()
+        while birth_of(launcher) == born or any(record.alive for record in self.records):
             self.look()
-            if birth_of(self.launcher) != born:
+            if birth_of(launcher) != born:
                 without_launcher += _TICK
                 if without_launcher > self.patience:
                     self.end_orphans()
@@ -233,7 +237,7 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _main(folder: Path, launcher: int) -> None:
+def _main(folder: Path, launcher: tuple[int, str]) -> None:
     with (folder / "watch.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,4 +248,4 @@ def _main(folder: Path, launcher: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]))
+    _main(Path(sys.argv[1]), (int(sys.argv[2]), sys.argv[3]))

@@ -122,16 +122,17 @@ def test_ranks_without_a_launcher_are_ended(tmp_path: Path, sleepers: list[subpr
     launcher, *ranks = sleepers
     for number, rank in enumerate(ranks):
         note_running(tmp_path, number, rank.pid)
+    born = birth_of(launcher.pid)
     launcher.kill()
     said: list[str] = []
-    Watch(tmp_path, launcher.pid, patience=0.3, say=said.append).run()
+    Watch(tmp_path, (launcher.pid, born), patience=0.3, say=said.append).run()
     assert [rank.wait(1) for rank in ranks] == [-signal.SIGKILL] * 2
     assert said[0].startswith(f"error: rank 0 (process {ranks[0].pid}) was killed")
 
 
 def test_a_rank_that_is_started_again_is_not_gone(tmp_path: Path, sleepers: list[subprocess.Popen]):
     _, first, second = sleepers
-    watch = Watch(tmp_path, os.getpid(), patience=1, say=print)
+    watch = Watch(tmp_path, (os.getpid(), birth_of(os.getpid())), patience=1, say=print)
     note_running(tmp_path, 0, first.pid)
     watch.look()
     first.kill()
