@@ -106,6 +106,10 @@ def _followed(rank: Rank | None, error: LostConnection) -> str:
         _write_for_torchrun(text)
         if found and _nodes() > 1:
             _tell(found)
+        print(f"error: {text}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # taking down what connects the ranks may wait for those that are gone
     return f"error: {text}"
 
 
