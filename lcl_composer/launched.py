@@ -82,9 +82,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _failed(rank: Rank | None, text: str) -> None:
     """Write down an error that began in this rank, and tell it to the other nodes."""
-    _ignore_signals()
     if rank is None:
         return
+    _ignore_signals()
     rank.note(FAILED, text)
     _write_for_torchrun(text)
     if _nodes() > 1:
@@ -93,9 +93,9 @@ def _failed(rank: Rank | None, text: str) -> None:
 
 def _followed(rank: Rank | None, error: LostConnection) -> str:
     """Find out why another rank is gone; returns the line to end with."""
-    _ignore_signals()  # the launcher ends all ranks once one has failed
     text = str(error)
     if rank is not None:
+        _ignore_signals()  # the launcher ends all ranks once one has failed
         deadline = time.monotonic() + _LOOK_FOR
         found = ""
         while not found and time.monotonic() < deadline:
@@ -151,8 +151,8 @@ def _write_for_torchrun(text: str) -> None:
 
 def _tell(text: str) -> None:
     """Leave a failure with rank 0, unless there is one, and let rank 0 live until others have asked."""
-    _ask_store(lambda store: store.compare_set(_KEY, "", text))
-    if os.environ["RANK"] == "0":
+    answer = _ask_store(lambda store: store.compare_set(_KEY, "", text))
+    if answer is not None and os.environ["RANK"] == "0":
         time.sleep(_LOOK_FOR)
 
 

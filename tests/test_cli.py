@@ -83,7 +83,7 @@ def test_problems_are_printed_without_a_traceback() -> None:
 
 
 def test_train_checks_before_it_starts() -> None:
-    output = lcl("train", LAION, "seeed=3", code=2)
+    output = lcl("train", LAION, "seeed=3", code=1)
     assert output == "error: command line: seeed: unknown key; did you mean 'seed'?\n"
 
 
