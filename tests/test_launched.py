@@ -8,13 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from torch.distributed import HashStore, distributed_c10d
 
+from lcl_composer import last_word, launched
 from lcl_composer.checkpoint import read_model_state
 from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.errors import DataError
+from lcl_composer.stop_request import Stopped
 from tests import runs
 from tests.forked import Forked
 
@@ -129,6 +134,54 @@ def test_kill_9_of_one_rank_is_the_last_line(data: Path, tmp_path: Path):
             break
         time.sleep(0.1)
     assert lines[-1].startswith(f"error: rank 1 (process {victim}) was killed from outside")
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """This process as a rank of two nodes, with a store and without a launcher's file system."""
+    store = HashStore()
+    monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(last_word, "begin", lambda: last_word.Rank(tmp_path, 1))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    before = {number: signal.getsignal(number) for number in launched._SIGNALS}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("raised", "ends", "state"),
+    [
+        (None, 0, "ended"),
+        (DataError("no data"), "error: no data", "failed"),
+        (Stopped("tiny stopped by SIGTERM after batch 3", 143), 143, "stopped"),
+        (SystemExit(138), 138, "cut short"),
+    ],
+)
+def test_how_a_rank_ends(
+    one_rank: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, ends: Any, state: str
+):
+    def train(path: Path, overrides: list[str]) -> None:
+        assert (path, overrides) == (Path("x.yaml"), ["a=1"])
+        if raised:
+            raise raised
+
+    monkeypatch.setattr("lcl_composer.train.train", train)
+    assert launched.run(["x.yaml", "a=1"]) == ends
+    (record,) = last_word.read_records(one_rank)
+    assert record.state == state
+    assert (
+        (one_rank / "error.json").exists() == (launched._told() == "rank 1: no data") == (state == "failed")
+    )
+
+
+def test_the_first_failure_is_told_to_other_nodes(one_rank: Path):
+    assert launched._told() == ""
+    launched._tell("rank 3: first")
+    launched._tell("rank 2: second")
+    assert launched._told() == "rank 3: first"
 
 
 def errors_in(output: str) -> list[str]:

@@ -80,6 +80,19 @@ def test_the_newest_whole_and_finite_checkpoint_is_taken(tmp_path: Path):
     assert "not finite" in start.notes[1]
 
 
+def test_a_checkpoint_that_does_not_fit_is_passed_over(tmp_path: Path):
+    """For an earlier one that does; where none does the newest is given, for its reader to refuse."""
+    place = tmp_path / "runs/tiny/checkpoints"
+    fits, other = save(place, "ep0-ba9-rank0.pt"), save(place, "ep1-ba20-rank0.pt")
+    save(place, "ep1-ba30-rank0.pt").write_bytes(b"")
+    start = run(tmp_path).find_start(True, lambda path: "" if path == fits else "another architecture")
+    assert start.path == str(fits)
+    assert ["ba30" in start.notes[0], start.notes[1]] == [True, "another architecture; passed over"]
+    start = run(tmp_path).find_start(True, lambda path: "another architecture")
+    assert start.path == str(other)
+    assert len(start.notes) == 1
+
+
 def test_a_launch_that_was_killed_in_its_first_checkpoint_begins_again(tmp_path: Path):
     made = run(tmp_path)
     save(tmp_path / "runs/tiny/checkpoints", "ep0-ba9-rank0.pt").write_bytes(b"PK")

@@ -228,7 +228,7 @@ class DocumentSource(Stream):
         remote = os.path.join(self.remote, self.split, from_basename)
         deadline = time.monotonic() + self.download_timeout
         # With the index a run begins: a remote that is misspelt shall not take minutes to be told.
-        retries = min(self.download_retry, 2) if from_basename == _INDEX else self.download_retry
+        retries = min(self.download_retry, 2) if from_basename.endswith(".json") else self.download_retry
         for attempt in range(1 + retries):
             left = max(deadline - time.monotonic(), 0.0)
             try:

@@ -167,6 +167,32 @@ def test_a_missing_shard_is_told_within_the_timeout(remote: Path, tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
+def test_a_remote_that_comes_back_is_waited_for(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Over a minute for a shard, by the pauses alone; an index that is not there is told after seconds."""
+    paused: list[float] = []
+    away = tmp_path / "away"
+    made = loader(tmp_path / "cache", remote)
+
+    def pause(seconds: float) -> None:
+        paused.append(seconds)
+        if sum(paused) > 60:
+            away.rename(remote)
+
+    remote.rename(away)
+    monkeypatch.setattr("lcl_composer.data.sources.time.sleep", pause)
+    source = made.dataset.streams[0]
+    source.download_retry, source.download_timeout = StreamConfig(local="x").download_retry, 1000
+    assert source._download_file(shards(away, ".zstd")[0].name)
+    assert sum(paused) > 60
+    paused.clear()
+    remote.rename(away)
+    with pytest.raises(DataError, match="in 3 attempts"):
+        source._download_file("index.json", "again.json")
+    assert sum(paused) < 5
+
+
 def test_a_missing_remote_is_told(tmp_path: Path):
     with pytest.raises(DataError, match=r"data\.train\.remote: cannot fetch .*index\.json in 1 attempts"):
         loader(tmp_path / "cache", tmp_path / "nowhere", download_retry=0)
