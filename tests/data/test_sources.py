@@ -16,6 +16,7 @@ import pytest
 from streaming import Stream
 from streaming.base.storage.download import LocalDownloader
 
+from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.data.writer import DocumentWriter
