@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -107,7 +108,8 @@ class Rank:
         failed = [record for record in others if record.state == FAILED]
         if failed:
             return told(min(failed, key=lambda record: record.at))
-        return next((killed(record) for record in others if record.rank in gone), "")
+        vanished = [record for record in others if record.rank in gone]
+        return killed(vanished) if vanished else ""
 
 
 _launcher: int | None = None
@@ -151,12 +153,13 @@ def told(record: Record) -> str:
     return f"rank {record.rank}: {record.text}"
 
 
-def killed(record: Record) -> str:
-    """What is known of a rank that vanished."""
+def killed(records: list[Record]) -> str:
+    """What is known of ranks that vanished, one or several at once."""
+    names = " and ".join(f"{record.rank} (process {record.pid})" for record in records)
+    who = f"rank {names} was" if len(records) == 1 else f"ranks {names} were, in one moment,"
     return (
-        f"rank {record.rank} (process {record.pid}) was killed from outside: by hand, by the job's manager, "
-        "or by the kernel for want of memory (dmesg says so; then lower data.train.num_workers or "
-        "device_train_microbatch_size)"
+        f"{who} killed from outside: by hand, by the job's manager, or by the kernel for want of memory "
+        "(dmesg says so; then lower data.train.num_workers or device_train_microbatch_size)"
     )
 
 
@@ -172,10 +175,12 @@ def cause_of(records: Iterable[Record], gone: dict[int, float]) -> str:
         of.setdefault(record.state, []).append(record)
     if STOPPED in of:
         return of[STOPPED][0].text
-    events = [(record.at, told(record)) for record in of.get(FAILED, ())]
-    events += [(gone[record.rank], killed(record)) for record in of.get(RUNNING, ()) if record.rank in gone]
-    if events:
-        return f"error: {min(events)[1]}"
+    vanished = [record for record in of.get(RUNNING, ()) if record.rank in gone]
+    first = min((gone[record.rank] for record in vanished), default=float("inf"))
+    if FAILED in of and of[FAILED][0].at <= first:
+        return f"error: {told(of[FAILED][0])}"
+    if vanished:
+        return f"error: {killed([record for record in vanished if gone[record.rank] == first])}"
     for state in (FOLLOWED, CUT_SHORT):
         if state in of:
             return f"error: {of[state][0].text}"
@@ -206,30 +211,47 @@ class Watch:
         while birth_of(launcher) == born or any(record.alive for record in self.records):
             self.look()
             if birth_of(launcher) != born:
-                without_launcher += _TICK
-                if without_launcher > self.patience:
+                without_launcher = without_launcher or time.monotonic()
+                if time.monotonic() - without_launcher > self.patience:
                     self.end_orphans()
-            time.sleep(_TICK)
+                    return
+            self.wait()
         self.look()
         if text := cause_of(self.records, self.gone):
             self.say(text)
 
+    def wait(self) -> None:
+        """Wait for a tick or the end of a rank: whose end comes first is to be seen."""
+        poll, handles = select.poll(), []
+        for record in self.records:
+            if record.alive:
+                with suppress(OSError):
+                    handles.append(os.pidfd_open(record.pid))
+                    poll.register(handles[-1], select.POLLIN)
+        poll.poll(_TICK * 1000)
+        for handle in handles:
+            os.close(handle)
+
     def look(self) -> None:
         """Read the records; note who has vanished since."""
-        before = {record.rank: record.pid for record in self.records}
+        before, now = {record.rank: record.pid for record in self.records}, time.monotonic()
         self.records = read_records(self.folder) or self.records
         for record in self.records:
             if before.get(record.rank, record.pid) != record.pid:  # the launcher has started it again
                 self.gone.pop(record.rank, None)
             if record.state == RUNNING and not record.alive:
-                self.gone.setdefault(record.rank, time.monotonic())
+                self.gone.setdefault(record.rank, now)
 
     def end_orphans(self) -> None:
-        """``kill -9`` ranks that nobody else would ever end."""
+        """``kill -9`` ranks that nobody else would ever end, and say so."""
         for record in self.records:
             if record.alive:
                 with suppress(ProcessLookupError):
                     os.kill(record.pid, signal.SIGKILL)
+        self.say(
+            f"error: the launcher (process {self.launcher[0]}) is gone and its ranks did not end within "
+            f"{self.patience:g} s: they hung, and were killed"
+        )
 
 
 def _say(text: str) -> None:

@@ -70,6 +70,16 @@ def record(rank: int, state: str, at: float = 0.0) -> Record:
         ([record(0, FAILED, 5), record(1, RUNNING)], {1: 4.0}, "error: rank 1 (process 101) was killed"),
         ([record(0, FAILED, 3), record(1, RUNNING)], {1: 34.0}, "error: rank 0: text of 0"),
         ([record(0, CUT_SHORT, 1), record(1, RUNNING)], {1: 2.0}, "error: rank 1 (process 101) was killed"),
+        (
+            [record(0, RUNNING), record(1, RUNNING)],
+            {0: 2.0, 1: 2.0},
+            "error: ranks 0 (process 100) and 1 (process 101) were, in one moment, killed",
+        ),
+        (
+            [record(0, RUNNING), record(1, RUNNING)],
+            {0: 3.0, 1: 2.0},
+            "error: rank 1 (process 101) was killed",
+        ),
         ([record(0, STOPPED, 9), record(1, STOPPED, 8)], {}, "text of 1"),
         ([record(0, FOLLOWED, 2), record(1, CUT_SHORT, 1)], {}, "error: text of 0"),
         ([record(0, CUT_SHORT, 2)], {}, "error: text of 0"),
@@ -127,7 +137,10 @@ def test_ranks_without_a_launcher_are_ended(tmp_path: Path, sleepers: list[subpr
     said: list[str] = []
     Watch(tmp_path, (launcher.pid, born), patience=0.3, say=said.append).run()
     assert [rank.wait(1) for rank in ranks] == [-signal.SIGKILL] * 2
-    assert said[0].startswith(f"error: rank 0 (process {ranks[0].pid}) was killed")
+    assert said == [
+        f"error: the launcher (process {launcher.pid}) is gone and its ranks did not end within 0.3 s: they "
+        "hung, and were killed"
+    ]
 
 
 def test_a_rank_that_is_started_again_is_not_gone(tmp_path: Path, sleepers: list[subprocess.Popen]):
