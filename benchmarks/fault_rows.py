@@ -306,7 +306,9 @@ _KILLED = r"error: rank 1 \(process \d+\) was killed from outside"
 ROWS: dict[str, Callable[[Stage, str], None]] = {
     "kill -9 of a rank": _fault(kill_rank(1), _KILLED, {ERROR}),
     "kill -9 of rank 0": _fault(kill_rank(0), r"error: rank 0 \(process \d+\) was killed", {-9, 247, ERROR}),
-    "kill -9 of a rank, torchrun": _fault(kill_rank(1), _KILLED, {ERROR}, launcher=torchrun),
+    "kill -9 of a rank, torchrun starts it again": _fault(
+        kill_rank(1), "Plots: runs/tiny/plots", {0}, launcher=torchrun
+    ),
     "kill -9 of a rank of node 1": _fault(
         kill_rank(1, node=1), r"rank 3 \(process \d+\) was killed", {-9, 247, ERROR}, nodes=2
     ),

@@ -1,10 +1,12 @@
-"""Composer 0.32.1 on a torch newer than the one it pins.
+"""Composer 0.32.1 on a torch newer than the one it pins, and torchrun that starts ranks again.
 
 What ``device_train_microbatch_size: auto`` swaps under FSDP is defined for torch < 2.7.1 only and swapped on
 every torch: NameError (composer/trainer/_patch_pytorch.py, 28 and 30).
 """
 
 from __future__ import annotations
+
+import os
 
 
 def mend_composer() -> None:
@@ -18,3 +20,24 @@ def mend_composer() -> None:
     if not hasattr(_patch_pytorch, "original_unshard"):
         for name in ("original_unshard", "unshard_with_sync"):
             setattr(_patch_pytorch, name, FlatParamHandle.unshard)
+
+
+def mend_torchrun() -> None:
+    """Let ranks that torchrun has started again meet anew; call before the process group is made.
+
+    With ``--master-port`` its agent keeps one store over all attempts and torch adds no prefix to its keys
+    (torch/distributed/rendezvous.py, ``_create_c10d_store``; it expects a new store for each): ranks find the
+    addresses of those that are gone, and the restart fails by chance.
+    """
+    from torch.distributed import PrefixStore, rendezvous
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    original = rendezvous._create_c10d_store
+    if attempt == "0" or getattr(original, "of_attempt", None) == attempt:
+        return
+
+    def made(*arguments: object, **options: object) -> PrefixStore:
+        return PrefixStore(f"attempt {attempt}", original(*arguments, **options))  # pyright: ignore
+
+    made.of_attempt = attempt  # pyright: ignore[reportFunctionMemberAccess]
+    rendezvous._create_c10d_store = made

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcl_composer.build import build_trainer, run_folder, run_of
 from lcl_composer.checkpoint import only_safe_loads
-from lcl_composer.compatibility import mend_composer
+from lcl_composer.compatibility import mend_composer, mend_torchrun
 from lcl_composer.config import RunConfig, compose
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.trial import this_device
@@ -47,6 +47,7 @@ def train(path: Path, overrides: list[str]) -> None:
     composed = compose(path, overrides, this_device())
     only_safe_loads()
     mend_composer()
+    mend_torchrun()
 
     from composer.utils import dist, get_device
 
