@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,11 @@ class Launch:
     def kill(self) -> None:
         """``kill -9`` all of it."""
         for member in self.members:
+            with suppress(psutil.NoSuchProcess):
+                for rank in psutil.Process(
+                    member.process.pid
+                ).children():  # torchrun's have groups of their own
+                    rank.kill()
             kill_group(member.process)
 
 
