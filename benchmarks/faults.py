@@ -11,6 +11,7 @@ should be.
 """
 
 from __future__ import annotations
+
 import os as _o
 
 if _o.path.exists("/tmp/faults/driver.sh") and "NODRIVER" not in _o.environ:
