@@ -31,11 +31,12 @@ _CREDENTIALS = ("NoCredentials", "PartialCredentials", "DefaultCredentials", "Cl
 
 
 @contextmanager
-def told_in_one_line(folder: Path) -> Iterator[None]:
+def told_in_one_line(folder: Path, checkpoints: str = "") -> Iterator[None]:
     """Write the traceback of an unforeseen error to ``folder/crash-rank0.log`` and raise one line instead.
 
     Args:
         folder: The run folder, ``runs/NAME``.
+        checkpoints: That of the checkpoints, which may be on another disk; "": in the run folder.
 
     Raises:
         LostConnection: Another rank is gone or does not answer.
@@ -55,10 +56,10 @@ def told_in_one_line(folder: Path) -> Iterator[None]:
             rest = f"the traceback could not be written to {log} ({unwritten.strerror})"
         if text := lost_connection(error):
             raise LostConnection(text) from error
-        raise LCLError(f"{cause(error, folder)}; {rest}") from error
+        raise LCLError(f"{cause(error, folder, checkpoints)}; {rest}") from error
 
 
-def cause(error: BaseException, folder: Path) -> str:
+def cause(error: BaseException, folder: Path, checkpoints: str = "") -> str:
     """Return what an error comes from, in a line for those who did not write the code."""
     for link in _chain(error):
         name, text = type(link).__name__, str(link)
@@ -68,8 +69,10 @@ def cause(error: BaseException, folder: Path) -> str:
                 "run --shm-size, a Memory volume in Kubernetes), lower data.train.num_workers, or clear it"
             )
         if getattr(link, "errno", None) == errno.ENOSPC or any(words in text for words in _WRITE_FAILED):
+            places = [folder, folder / "checkpoints", Path(checkpoints or folder)]
+            full = min(places, key=lambda place: shutil.disk_usage(_existing(place)).free)
             return (
-                f"a file could not be written, the disk is full ({_free(_existing(folder))} at {folder}); "
+                f"a file could not be written, the disk is full ({_free(_existing(full))} at {full}); "
                 "make room and launch again: the run goes on from its newest whole checkpoint"
             )
         if "DataLoader worker" in text:

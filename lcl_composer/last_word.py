@@ -137,11 +137,12 @@ def begin() -> Rank | None:
             return None
         rank = Rank(folder, int(os.environ["RANK"]))
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            subprocess.Popen(
+            subprocess.run(
                 [sys.executable, "-I", "-S", __file__, str(folder), str(_launcher), born],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # what ends the others at once shall not end it
+                check=False,
             )
     except OSError:  # a full disk: the run says so itself
         return None
@@ -260,6 +261,8 @@ def _say(text: str) -> None:
 
 
 def _main(folder: Path, launcher: tuple[int, str]) -> None:
+    if os.fork():  # a launcher that kills a rank kills all its children too
+        return
     with (folder / "watch.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

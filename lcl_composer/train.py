@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcl_composer.build import build_trainer, run_folder, run_of
+from lcl_composer.build import build_trainer, run_of
 from lcl_composer.checkpoint import only_safe_loads
 from lcl_composer.compatibility import mend_composer, mend_torchrun
 from lcl_composer.config import RunConfig, compose
@@ -54,9 +54,10 @@ def train(path: Path, overrides: list[str]) -> None:
     from lcl_composer.methods.method import method_of
 
     name_signal_files_by_node()
-    with told_in_one_line(run_folder(composed.run)), ExitStack() as stack:
+    run = run_of(composed.run)
+    with told_in_one_line(run.folder, "" if run.remote else run.checkpoints), ExitStack() as stack:
         dist.initialize_dist(get_device(None), composed.run.dist_timeout)
-        on_first_rank(lambda: stack.enter_context(run_of(composed.run).held()))
+        on_first_rank(lambda: stack.enter_context(run.held()))
         with dist.run_local_rank_zero_first():
             if dist.get_local_rank() == 0:
                 clean_shared_memory()
@@ -68,7 +69,7 @@ def train(path: Path, overrides: list[str]) -> None:
             print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
             if encoder_line := line_of_encoder(method_of(trainer.state).encoder):
                 print(encoder_line, flush=True)
-        run_to_end(trainer, run_of(composed.run), composed.run.evaluation)
+        run_to_end(trainer, run, composed.run.evaluation)
 
 
 def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> None:

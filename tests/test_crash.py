@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_causes(tmp_path: Path, error: Exception, message: str) -> None:
     said = cause(error, tmp_path / "runs/x")
     assert message in said
     assert "\n" not in said
+
+
+def test_the_fullest_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small").mkdir()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda p: usage._replace(free=10**7 * (1 + 99 * (p.name != "small")))
+    )
+    said = cause(OSError(errno.ENOSPC, "No space"), tmp_path / "runs/x", str(tmp_path / "small"))
+    assert f"the disk is full (0.01 GB free at {tmp_path / 'small'})" in said
 
 
 @pytest.mark.parametrize(
