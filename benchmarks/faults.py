@@ -1,6 +1,6 @@
 """What a job says and does when something breaks, and whether it loses anything. Prints a table.
 
-    python benchmarks/faults.py [--only WORD ...] [--kills 0]
+    python benchmarks/faults.py [--only WORD ...] [--kills 0] [--minutes 60]
 
 Whole jobs of a tiny model under Composer's launcher and torchrun, of one node and of two with two ranks each.
 After each fault: seconds until the job has ended, its exit code, the last line that a person sees; then it is
@@ -181,32 +181,35 @@ def refused(
     stage.row(what, seconds, codes, line, bad)
 
 
-def random_kills(stage: Stage, count: int, seed: int) -> None:
-    """Kill one run at random moments, its start and its checkpoints among them, until it has ended."""
-    rng, name, steps = random.Random(seed), "random_kills", max(BATCHES, count // 2)
+def random_kills(stage: Stage, count: int, minutes: float, rng: random.Random) -> None:
+    """Kill one run at random moments: while it starts, while it trains, while it writes a checkpoint."""
+    name, steps = "random_kills", 3 * count
     overrides = (f"max_duration={steps}ba", "save_interval=1ba")
-    start, done, at = time.monotonic(), 0, []
-    while done < count:
-        launch = stage.launch(name, *overrides)
-        # Exponential: many in the start, some far in; the start itself takes about five seconds here.
-        launch.members[0].process.join(4 + rng.expovariate(1 / 2.5))
-        if not launch.members[0].process.is_alive() and launch.members[0].process.exitcode == 0:
+    start, at = time.monotonic(), []
+    while len(at) < count and time.monotonic() - start < 60 * minutes:
+        launch = stage.launch(name, *overrides, "callbacks.record_batches.pause=0.1")
+        if rng.random() < 0.3:
+            time.sleep(rng.uniform(0.5, 6))
+        else:
+            launch.wait_for_batch(0)
+            time.sleep(rng.uniform(0, 2.5))
+        if not launch.members[0].process.is_alive():
             break
         launch.kill()
-        done += 1
         at.append(max(stitch(stage.folder / name)[0], default=-1))
-    codes = stage.launch(name, *overrides).wait(900)
-    whole = stage.launch("random_whole", *overrides)
-    bad = [f"exit codes {codes}, {whole.wait(900)}"] if any(codes) else []
-    whole.wait(900)
+    found, whole = (
+        stage.launch(n, *overrides, "callbacks.record_batches.pause=0") for n in (name, "random_whole")
+    )
+    codes = [*found.wait(900), *whole.wait(900)]
     batches, different = stitch(stage.folder / name)
     expected, _ = stitch(stage.folder / "random_whole")
+    bad = [f"exit codes {codes}"] if any(codes) else []
     bad += [f"batches {different} were others when trained again"] if different else []
     bad += ["batches are missing"] if sorted(batches) != list(range(steps)) else []
     bad += ["documents differ"] if any(batches[n].documents != expected[n].documents for n in batches) else []
     bad += ["losses differ"] if any(batches[n].losses != expected[n].losses for n in batches) else []
-    line = f"{done} kills, the last ones in batches {at[-5:]} of {steps}"
-    stage.row(f"kill -9 of all at {done} random moments", time.monotonic() - start, codes, line, bad)
+    line = f"{len(at)} kills in {steps} batches; the last ones came in batches {at[-5:]}"
+    stage.row(f"kill -9 of all at {len(at)} random moments", time.monotonic() - start, codes[:1], line, bad)
 
 
 def main() -> int:
@@ -216,6 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these words")
     parser.add_argument("--kills", type=int, default=0, help="kill one run so many times at random moments")
+    parser.add_argument("--minutes", type=float, default=60, help="stop killing after (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of these moments")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
@@ -230,7 +234,7 @@ def main() -> int:
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     stage.row(what, 0, [], str(error)[-1500:], ["could not be done"])
         if arguments.kills:
-            random_kills(stage, arguments.kills, arguments.seed)
+            random_kills(stage, arguments.kills, arguments.minutes, random.Random(arguments.seed))
     return 0 if stage.good else 1
 
 
