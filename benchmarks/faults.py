@@ -197,10 +197,9 @@ def random_kills(stage: Stage, count: int, minutes: float, rng: random.Random) -
             break
         launch.kill()
         at.append(max(stitch(stage.folder / name)[0], default=-1))
-    found, whole = (
-        stage.launch(n, *overrides, "callbacks.record_batches.pause=0") for n in (name, "random_whole")
-    )
-    codes = [*found.wait(900), *whole.wait(900)]
+    codes: list[int | None] = []
+    for place in (name, "random_whole"):
+        codes += stage.launch(place, *overrides, "callbacks.record_batches.pause=0").wait(900)
     batches, different = stitch(stage.folder / name)
     expected, _ = stitch(stage.folder / "random_whole")
     bad = [f"exit codes {codes}"] if any(codes) else []

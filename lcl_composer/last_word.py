@@ -32,6 +32,8 @@ RUNNING, ENDED, CUT_SHORT, STOPPED, FAILED, FOLLOWED = (
 
 #: Seconds that ranks whose launcher is gone have for a batch and a checkpoint.
 ORPHANS_END_WITHIN = 300.0
+#: Seconds that a launcher has to end after its ranks, before the last word is said without waiting for it.
+_LAUNCHER_ENDS_WITHIN = 10.0
 _TICK = 0.2
 
 
@@ -196,27 +198,37 @@ class Watch:
         launcher: Number of the launcher's process, and when it began.
         patience: Seconds after the launcher's end in which ranks have to end.
         say: Takes the last line.
+        linger: Seconds after the ranks' end in which the launcher has to end.
     """
 
     def __init__(
-        self, folder: Path, launcher: tuple[int, str], patience: float, say: Callable[[str], None]
+        self,
+        folder: Path,
+        launcher: tuple[int, str],
+        patience: float,
+        say: Callable[[str], None],
+        linger: float = _LAUNCHER_ENDS_WITHIN,
     ) -> None:
         self.folder, self.launcher, self.patience, self.say = folder, launcher, patience, say
+        self.linger = linger
         self.records: list[Record] = []
         self.gone: dict[int, float] = {}
 
     def run(self) -> None:
         """Return when all is over and said."""
-        (launcher, born), without_launcher = self.launcher, 0.0
-        self.look()
-        while birth_of(launcher) == born or any(record.alive for record in self.records):
-            self.look()
-            if birth_of(launcher) != born:
-                without_launcher = without_launcher or time.monotonic()
-                if time.monotonic() - without_launcher > self.patience:
-                    self.end_orphans()
-                    return
+        (launcher, born), self.records = self.launcher, read_records(self.folder)
+        both = seen = time.monotonic()  # when launcher and ranks were last seen together, and any rank
+        while (any_rank := any(record.alive for record in self.records)) or birth_of(launcher) == born:
+            now = time.monotonic()
+            seen = now if any_rank else seen
+            both = now if birth_of(launcher) == born else both
+            if now - both > self.patience:
+                self.end_orphans()
+                return
+            if now - seen > self.linger:
+                break
             self.wait()
+            self.look()
         self.look()
         if text := cause_of(self.records, self.gone):
             self.say(text)

@@ -143,6 +143,17 @@ def test_ranks_without_a_launcher_are_ended(tmp_path: Path, sleepers: list[subpr
     ]
 
 
+def test_a_launcher_that_lingers_is_not_waited_for(tmp_path: Path, sleepers: list[subprocess.Popen]):
+    launcher, rank, _ = sleepers
+    note_running(tmp_path, 0, rank.pid)
+    rank.kill()
+    rank.wait()
+    said: list[str] = []
+    Watch(tmp_path, (launcher.pid, birth_of(launcher.pid)), 9, said.append, linger=0.3).run()
+    assert said[0].startswith(f"error: rank 0 (process {rank.pid}) was killed")
+    assert launcher.poll() is None
+
+
 def test_a_rank_that_is_started_again_is_not_gone(tmp_path: Path, sleepers: list[subprocess.Popen]):
     _, first, second = sleepers
     watch = Watch(tmp_path, (os.getpid(), birth_of(os.getpid())), patience=1, say=print)
