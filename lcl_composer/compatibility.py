@@ -6,6 +6,7 @@ every torch: NameError (composer/trainer/_patch_pytorch.py, 28 and 30).
 
 from __future__ import annotations
 
+import importlib
 import os
 
 
@@ -29,8 +30,9 @@ def mend_torchrun() -> None:
     (torch/distributed/rendezvous.py, ``_create_c10d_store``; it expects a new store for each): ranks find the
     addresses of those that are gone, and the restart fails by chance.
     """
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed import PrefixStore
 
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # a function hides the module
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     original = rendezvous._create_c10d_store
     if attempt == "0" or getattr(original, "of_attempt", None) == attempt:

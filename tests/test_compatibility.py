@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import importlib
 from datetime import timedelta
 
 import pytest
 from composer.trainer import _patch_pytorch
-from torch.distributed import Store, TCPStore, rendezvous
+from torch.distributed import Store, TCPStore
 from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 from benchmarks.jobs import free_port
@@ -42,6 +43,7 @@ def test_composers_own_is_kept(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_ranks_that_torchrun_starts_again_do_not_see_what_is_past(monkeypatch: pytest.MonkeyPatch):
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
     monkeypatch.setattr(rendezvous, "_create_c10d_store", rendezvous._create_c10d_store)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     port = free_port()
