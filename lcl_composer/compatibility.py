@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from typing import Any
 
 
 def mend_composer() -> None:
@@ -30,16 +31,15 @@ def mend_torchrun() -> None:
     (torch/distributed/rendezvous.py, ``_create_c10d_store``; it expects a new store for each): ranks find the
     addresses of those that are gone, and the restart fails by chance.
     """
-    from torch.distributed import PrefixStore
-
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # a function hides the module
+    torch_distributed: Any = importlib.import_module("torch.distributed")
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")  # a function hides the module
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     original = rendezvous._create_c10d_store
     if attempt == "0" or getattr(original, "of_attempt", None) == attempt:
         return
 
-    def made(*arguments: object, **options: object) -> PrefixStore:
-        return PrefixStore(f"attempt {attempt}", original(*arguments, **options))  # pyright: ignore
+    def made(*arguments: object, **options: object) -> Any:
+        return torch_distributed.PrefixStore(f"attempt {attempt}", original(*arguments, **options))
 
     made.of_attempt = attempt  # pyright: ignore[reportFunctionMemberAccess]
     rendezvous._create_c10d_store = made
