@@ -281,11 +281,13 @@ def _fork_rank(work: Callable[[], None], local_rank: int) -> int:
         ranks, node = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["NODE_RANK"])
         os.environ.update(RANK=str(node * ranks + local_rank), LOCAL_RANK=str(local_rank))
         torch.set_num_threads(1)
-        work()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+        try:
+            work()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
         if not code:
             torch.distributed.destroy_process_group()
     except BaseException:
