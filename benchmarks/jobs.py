@@ -288,7 +288,7 @@ def _fork_rank(work: Callable[[], None], local_rank: int) -> int:
             code = end.code if isinstance(end.code, int) else 1
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
-        if not code:
+        if not code and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except BaseException:
         import traceback

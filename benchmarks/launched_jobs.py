@@ -275,9 +275,7 @@ def _be_node(launch: Launch, number: int, place: Path, log: Path) -> None:
     if launch.networks:
         _enter_network(launch.networks[number])
     if launch.nodes > 1 or launch.shared_memory:
-        mount_private_memory()
-    if launch.shared_memory:
-        subprocess.run(["mount", "-o", f"remount,size={launch.shared_memory}", "/dev/shm"], check=True)
+        mount_private_memory(f"size={launch.shared_memory}" if launch.shared_memory else "")
     os.environ.update(launch.environment, TMPDIR=str(place / "tmp"), PYTHONUNBUFFERED="1")
     tempfile.tempdir = None
     arguments = [str(launch.experiment), *launch.settings]
