@@ -95,6 +95,10 @@ def test_pods_save_on_their_end_and_share_memory(name: str) -> None:
         secrets = [each["secretRef"] for each in container["envFrom"] if "secretRef" in each]
         assert secrets == [{"name": "lcl-secrets", "optional": True}]
         assert "env" not in container
+        # Kubernetes runs a probe's command in /, whatever the container's working directory.
+        assert container["livenessProbe"]["exec"]["command"] == [
+            f"{container['workingDir']}/launch/healthy.sh"
+        ]
 
 
 @pytest.mark.parametrize(

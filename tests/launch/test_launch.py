@@ -194,12 +194,12 @@ def test_slurm_reports_a_failed_launcher(place: Path, slurm: dict[str, str]) -> 
 
 
 def test_a_container_is_well_while_its_run_writes(place: Path) -> None:
-    healthy = ["launch/healthy.sh"]
+    healthy, elsewhere = [str(place / "launch/healthy.sh")], Path("/")
     (place / "runs/a").mkdir(parents=True)
-    assert run(healthy, place).returncode == 1
+    assert run(healthy, elsewhere).returncode == 1
     metrics = place / "runs/a/metrics.jsonl"
     metrics.touch()
-    assert run(healthy, place).returncode == 0
+    assert run(healthy, elsewhere).returncode == 0
     os.utime(metrics, (time.time() - 7200,) * 2)
-    assert run(healthy, place).returncode == 1
-    assert run(healthy, place, QUIET="180").returncode == 0
+    assert run(healthy, elsewhere).returncode == 1
+    assert run(healthy, elsewhere, QUIET="180").returncode == 0
