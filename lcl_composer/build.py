@@ -133,7 +133,7 @@ def build_callbacks(
     from lcl_composer.callbacks.exact_resume import ExactResume
     from lcl_composer.callbacks.export_encoder import ExportEncoder
     from lcl_composer.callbacks.nothing_to_learn import NothingToLearn
-    from lcl_composer.callbacks.progress_lines import ProgressLines
+    from lcl_composer.callbacks.progress import ProgressBar, ProgressLines
     from lcl_composer.callbacks.run_checkpoints import RunCheckpoints
     from lcl_composer.callbacks.run_record import RunRecord
     from lcl_composer.callbacks.training_metrics import TrainingMetrics
@@ -148,8 +148,8 @@ def build_callbacks(
     export = ExportEncoder(folder / "encoder", config)
     saver = RunCheckpoints(run_of(config), config.save_interval, config.save_num_checkpoints_to_keep)
     always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), NothingToLearn()]
-    if config.progress_bar and not sys.stderr.isatty():
-        always.append(ProgressLines())
+    if config.progress_bar:
+        always.append(ProgressBar() if sys.stderr.isatty() else ProgressLines())
     return [*always, *named, export, Curves(folder), build_end_table(config, tokenizer, layout), saver]
 
 
@@ -216,7 +216,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         algorithms=[registry.algorithms.build({"name": n, **spec}) for n, spec in config.algorithms.items()],
         callbacks=callbacks,
         loggers=build_loggers(config),
-        progress_bar=config.progress_bar and sys.stderr.isatty(),  # else ProgressLines
+        progress_bar=False,  # Composer's comes with boxes of stars, and its names fill a line; ours does not
         precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         device=device,
         autoresume=config.autoresume and run.remote,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lcl_composer.errors import DataError, one_line
 from lcl_composer.finite import check_finite
-from lcl_composer.sharded import is_sharded, read_sharded
+from lcl_composer.sharded import is_sharded, read_sharded, restrict_metadata
 
 #: Under which a checkpoint keeps what its run was (the callback CheckpointContents writes it).
 CONTENTS = "CheckpointContents"
@@ -78,12 +78,14 @@ def only_safe_loads() -> None:
     """Make every ``torch.load`` of this process, Composer's own included, refuse code.
 
     Composer hard-codes ``weights_only=False``; torch's environment switch overrules it. The types that a
-    Composer checkpoint holds besides tensors are allowed by name. Call before a Trainer is built.
+    Composer checkpoint holds besides tensors are allowed by name. The same for the metadata of sharded ones.
+    Call before a Trainer is built.
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     arrays: list[Any] = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
     arrays += [type(np.dtype(name)) for name in ("uint32", "int64", "float64", "float32")]
     torch.serialization.add_safe_globals([type(torch.__version__), datetime.timedelta, *arrays])
+    restrict_metadata()
 
 
 def read_model_state(path: str | Path, weights: Literal["trained", "ema"] = "trained") -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Composer 0.32.1 on a torch newer than the one it pins, and torchrun that starts ranks again.
+"""What Composer 0.32.1 does not do safely, or not on a newer torch; and torchrun that starts ranks again.
+
+A checkpoint names the algorithms that it was trained with, each with a ``repr`` that Composer evaluates as
+Python (composer/core/state.py, 1132), also where ``torch.load`` runs no code.
 
 What ``device_train_microbatch_size: auto`` swaps under FSDP is defined for torch < 2.7.1 only and swapped on
 every torch: NameError (composer/trainer/_patch_pytorch.py, 28 and 30).
@@ -12,13 +15,17 @@ from typing import Any
 
 
 def mend_composer() -> None:
-    """Give Composer torch's own ``unshard`` where its patched one is missing; call before a Trainer is built.
+    """Mend Composer; call before a Trainer is built.
 
-    Without Composer's the search for a microbatch does not synchronise the ranks after an allocation.
+    The algorithms of a checkpoint are never built of it: a run has those of its YAML, and the callback
+    CheckpointContents tells what it drops. Where Composer's patched ``unshard`` is missing it gets torch's
+    own; without Composer's the search for a microbatch does not synchronise the ranks after an allocation.
     """
+    from composer.core import State
     from composer.trainer import _patch_pytorch
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
+    State._apply_required_algorithms = lambda *_, **__: None  # type: ignore[method-assign]
     if not hasattr(_patch_pytorch, "original_unshard"):
         for name in ("original_unshard", "unshard_with_sync"):
             setattr(_patch_pytorch, name, FlatParamHandle.unshard)

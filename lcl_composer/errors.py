@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 import sys
 from collections.abc import Iterable
 
+#: Characters that a terminal obeys, and those that turn the order of others; data may hold them.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey: colours, moves of the cursor, its window's title."""
+    return _OBEYED.sub("\ufffd", text)
+
 
 class LCLError(Exception):
-    """A problem the user can mend; the message says what, where and what to do."""
+    """A problem the user can mend; the message says what, where and what to do.
+
+    It may name what stands in data, so it is made printable.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(LCLError):

@@ -236,6 +236,7 @@ callbacks: Registry[Any] = Registry(
         "lr_monitor": "composer.callbacks:LRMonitor",
         "memory_monitor": "composer.callbacks:MemoryMonitor",
         "memory_snapshot": "composer.callbacks:MemorySnapshot",
+        "notify": "lcl_composer.callbacks.notify:Notify",
         "oom_observer": "composer.callbacks:OOMObserver",
         "optimizer_monitor": "composer.callbacks:OptimizerMonitor",
         "retrieval": "lcl_composer.callbacks.retrieval:Retrieval",
@@ -251,6 +252,7 @@ callbacks: Registry[Any] = Registry(
 loggers: Registry[Any] = Registry(
     "logger",
     {
+        "mlflow": "lcl_composer.callbacks.mlflow_logger:MLFlowLogger",
         "tensorboard": "lcl_composer.callbacks.tensorboard_logger:TensorboardLogger",
         "wandb": "lcl_composer.callbacks.wandb_logger:WandBLogger",
     },

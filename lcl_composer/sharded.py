@@ -3,12 +3,14 @@
 A folder holds ``.metadata``, a pickle that says which tensors there are and where their pieces lie, and
 ``*.distcp``, in which each piece is what ``torch.save`` wrote. torch reads ``.metadata`` by an unrestricted
 unpickler. Here its opcodes are read as data, by ``pickletools``: no class is looked up and nothing is called.
-Pieces are read with ``weights_only=True``, as torch does.
+Pieces are read with ``weights_only=True``. Where torch itself reads a checkpoint, to go on from it,
+:func:`restrict_metadata` bounds what it builds.
 """
 
 from __future__ import annotations
 
 import io
+import pickle  # noqa: TID251 (to restrict it)
 import pickletools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 
 from lcl_composer.errors import DataError, one_line
@@ -128,6 +131,50 @@ def read_without_code(content: bytes) -> Any:
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"opcode {name} has no place in a checkpoint's metadata")
     raise ValueError("it ends early")
+
+
+#: All that torch writes into ``.metadata``: what describes tensors, and where their pieces lie.
+_OF_METADATA = frozenset({
+    "collections.OrderedDict", "pathlib.PosixPath", "torch.Size", "torch.serialization._get_layout",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed.checkpoint.filesystem._StoragePrefix",
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )),
+})  # fmt: skip
+
+
+class _OfMetadata(pickle.Unpickler):
+    """Builds what a checkpoint's metadata is made of, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class of the list, or a dtype of torch.
+
+        Raises:
+            UnpicklingError: If it is another.
+        """
+        known = f"{module}.{name}" in _OF_METADATA
+        if not known and not (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
+        return super().find_class(module, name)
+
+
+class _Restricted:
+    """Stands for the module ``pickle`` where torch reads ``.metadata``."""
+
+    @staticmethod
+    def load(file: Any) -> Any:
+        """Read metadata; raises UnpicklingError at anything else."""
+        return _OfMetadata(file).load()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pickle, name)
+
+
+def restrict_metadata() -> None:
+    """Make torch, and so Composer, read sharded checkpoints without running code in ``.metadata``."""
+    filesystem.pickle = _Restricted()  # type: ignore[attr-defined]
 
 
 _CONSTANTS: Mapping[str, Any] = {

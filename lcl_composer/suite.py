@@ -26,6 +26,7 @@ from lcl_composer.build import run_of
 from lcl_composer.config import ComposedConfig, compose
 from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.errors import ConfigError, DataError, LCLError, one_line
+from lcl_composer.json_data import load_json
 from lcl_composer.registry import encoders
 from lcl_composer.resume import Change, changes
 
@@ -167,7 +168,7 @@ def _of_folder(label: str, folder: Path) -> Entrant:
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
         raise DataError(f"{folder}: no exported encoder (no config.json in it){hint}")
     try:
-        image_size = json.loads((folder / "config.json").read_text())["encoder"]["image_size"]
+        image_size = load_json((folder / "config.json").read_text())["encoder"]["image_size"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
     digest = hashlib.sha256()

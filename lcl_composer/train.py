@@ -51,11 +51,13 @@ def train(path: Path, overrides: list[str]) -> None:
 
     from composer.utils import dist, get_device
 
+    from lcl_composer.callbacks.notify import told
     from lcl_composer.methods.method import method_of
 
     name_signal_files_by_node()
     run = run_of(composed.run)
-    with told_in_one_line(run.folder, "" if run.remote else run.checkpoints), ExitStack() as stack:
+    places = run.folder, "" if run.remote else run.checkpoints
+    with told(run.name, composed.run.callbacks), told_in_one_line(*places), ExitStack() as stack:
         dist.initialize_dist(get_device(None), composed.run.dist_timeout)
         on_first_rank(lambda: stack.enter_context(run.held()))
         with dist.run_local_rank_zero_first():

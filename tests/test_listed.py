@@ -168,6 +168,8 @@ def test_two_batches_kill_and_relaunch(
     values = experiment(number, data)
     yaml = runs.write_yaml(tmp_path, values)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
     killed, output = runs.run_alone(tmp_path, yaml, "callbacks.kill={}").finish()
     assert killed == -9, output
     code, output = runs.run_alone(tmp_path, yaml).finish()

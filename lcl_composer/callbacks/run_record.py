@@ -9,6 +9,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from lcl_composer.callbacks.launches import Tracker
+from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.report.environment import describe_environment
 
 _FILES = ("config.yaml", "environment.json", "code.patch")
@@ -16,6 +18,8 @@ _FILES = ("config.yaml", "environment.json", "code.patch")
 
 class RunRecord(Callback):
     """Write ``config.yaml``, ``environment.json`` and, where the source is changed, ``code.patch``.
+
+    Loggers that keep settings get them too.
 
     Rank 0 writes before training starts, once a checkpoint is accepted: a launch that is refused leaves the
     record as it was. A later launch into the same folder (a resume) moves the record it
@@ -42,6 +46,9 @@ class RunRecord(Callback):
         (self.folder / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
         if patch:
             (self.folder / "code.patch").write_text(patch)
+        for destination in logger.destinations:
+            if isinstance(destination, Tracker):
+                destination.log_settings(parse_yaml(self.config), self.config)
 
     def _set_aside(self) -> None:
         """Move an earlier launch's record out of the way."""

@@ -11,10 +11,12 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from lcl_composer.callbacks.periodic import evaluating
+from lcl_composer.callbacks.pictures import log_picture
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.evaluation import Evaluation
 from lcl_composer.methods.method import method_of
 from lcl_composer.methods.whole import whole
+from lcl_composer.report.gallery_picture import gallery_picture
 from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
 
@@ -64,6 +66,8 @@ class EndTable(Callback):
             numbers = {key: value for key, value in result.items() if isinstance(value, float)}
             logger.log_metrics({f"final/{name}/{key}": value for key, value in numbers.items()})
         if dist.get_global_rank() == 0:
+            if (gallery := gallery_picture(self.folder)) is not None and results:
+                log_picture(logger, "gallery", gallery)
             self.summary = self._facts(state) | results
             write_summary(self.summary, self.folder / "summary.json")
 

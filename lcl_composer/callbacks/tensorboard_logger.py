@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import composer.loggers
 from composer.core import State
@@ -25,6 +26,11 @@ class TensorboardLogger(composer.loggers.TensorboardLogger):
         if self.writer is not None and state.timestamp.batch > 0:
             self.writer.close()  # it opens another file, in which it says so
             self.writer.purge_step = int(state.timestamp.batch)
+
+    def log_settings(self, settings: dict[str, Any], text: str) -> None:
+        """Show the settings as a text, ``config``."""
+        if self.writer is not None:
+            self.writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Write to the disk: a resume goes on from a checkpoint that may be younger than the last file."""

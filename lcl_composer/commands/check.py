@@ -12,6 +12,7 @@ from rich.table import Table
 from lcl_composer.commands.terminal import console, folding_table
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, compose
 from lcl_composer.config.checks import effective_negatives
+from lcl_composer.config.reach import reach
 from lcl_composer.config.trial import Device, this_device
 
 
@@ -34,6 +35,7 @@ def print_check(path: Path, overrides: list[str], ranks: int, device: Device | N
     out.print(_settings(composed))
     for note in composed.notes:
         out.print(f"note: {escape(note)}")
+    out.print(_reach(composed))
     out.print(_sizes(sizes, left_out))
     out.print(_batch(composed.run, ranks, tokens_per_image))
 
@@ -69,6 +71,13 @@ def _settings(composed: ComposedConfig) -> Table:
     for key, value in leaves(composed.run.model_dump(mode="json")):
         source = composed.source(key)
         table.add_row(key, escape(_yaml(value)), escape(source), style="dim" if source == "default" else "")
+    return table
+
+
+def _reach(composed: ComposedConfig) -> Table:
+    table = folding_table("the run", "", title="Beyond its settings")
+    for what, place in reach(composed):
+        table.add_row(what, escape(place))
     return table
 
 

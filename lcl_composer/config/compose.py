@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from lcl_composer.config.core_schema import format_yaml, parse_yaml
 from lcl_composer.config.diagnose import COMPONENTS, ConfigProblem, validate
+from lcl_composer.config.environment import is_secret, noted_variables, secret_in
 from lcl_composer.config.layers import Layers
 from lcl_composer.config.schema import RunConfig
 from lcl_composer.config.trial import Device, warmup_note
@@ -34,12 +35,14 @@ class ComposedConfig:
     """A checked configuration and where each of its values comes from.
 
     ``sources`` maps a dotted key to ``"file:line"`` or ``"command line"``; a key that is not in it has
-    its default. ``notes`` has a line for each thing that is allowed and perhaps not meant.
+    its default. ``notes`` has a line for each thing that is allowed and perhaps not meant. ``variables`` has
+    each variable of the environment that was read, and the dotted keys it was read for.
     """
 
     run: RunConfig
     sources: dict[str, str]
     notes: list[str]
+    variables: dict[str, list[str]]
 
     def source(self, key: str) -> str:
         """Return the source of a dotted key, or ``"default"``."""
@@ -66,11 +69,11 @@ def compose(path: Path, overrides: Sequence[str] = (), device: Device | None = N
     for file in _files(Path(path), ()):
         layers.add({k: v for k, v in file.content.items() if k != "extends"}, file.where)
     layers.add(_parse_overrides(overrides), lambda key: COMMAND_LINE)
-    values, problems = _resolve(layers)
+    values, problems, variables = _resolve(layers)
     run = validate(values, layers, problems, shown(Path(path)), device)
     sources = {".".join(key): source for key, source in layers.sources.items()}
     warmup = warmup_note(run) if device else None
-    return ComposedConfig(run, sources, [*layers.dropped, *([warmup] if warmup else [])])
+    return ComposedConfig(run, sources, [*layers.dropped, *([warmup] if warmup else [])], variables)
 
 
 def _files(path: Path, chain: tuple[Path, ...]) -> Iterator[YamlFile]:
@@ -118,9 +121,15 @@ def _merged(below: Any, above: Any) -> Any:
     return below | {name: _merged(below.get(name), value) for name, value in above.items()}
 
 
-def _resolve(layers: Layers) -> tuple[dict[str, Any], list[ConfigProblem]]:
-    """Resolve interpolations; those that fail are left as they are and reported."""
+def _resolve(layers: Layers) -> tuple[dict[str, Any], list[ConfigProblem], dict[str, list[str]]]:
+    """Resolve interpolations; those that fail are left as they are and reported, secrets are too.
+
+    Returns:
+        The values, what is wrong with them, and the variables of the environment with the keys they are for.
+    """
     problems: list[ConfigProblem] = []
+    variables: dict[str, list[str]] = {}
+    read: list[str] = []
 
     def walk(node: DictConfig | ListConfig, raw: Any, key: Key) -> Any:
         names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
@@ -129,17 +138,38 @@ def _resolve(layers: Layers) -> tuple[dict[str, Any], list[ConfigProblem]]:
 
     def visit(node: Any, name: Any, raw: Any, key: Key) -> Any:
         where = layers.source(key) or DEFAULT
+        read.clear()
         try:
             if OmegaConf.is_missing(node, name):
                 problems.append(ConfigProblem(where, key, "missing; give it a value"))
                 return raw
             value = node[name]
-            return walk(value, raw, key) if isinstance(value, DictConfig | ListConfig) else value
         except (OmegaConfBaseException, RecursionError) as error:
             problems.append(ConfigProblem(where, key, f"cannot resolve {raw}: {_cause(error)}"))
             return raw
+        finally:
+            for variable in dict.fromkeys(read):
+                variables.setdefault(variable, []).append(".".join(key))
+        if secret := _secret(value, read):
+            problems.append(ConfigProblem(where, key, f"holds {secret}, {_NO_SECRETS}"))
+        return walk(value, raw, key) if isinstance(value, DictConfig | ListConfig) else value
 
-    return walk(OmegaConf.create(layers.values), layers.values, ()), problems
+    with noted_variables(read.append):
+        values = walk(OmegaConf.create(layers.values), layers.values, ())
+    return values, problems, variables
+
+
+#: Why a secret is refused, and what to do.
+_NO_SECRETS = (
+    "and settings are written to config.yaml, checkpoints and loggers; leave it in the environment, where "
+    "what needs it looks for it"
+)
+
+
+def _secret(value: Any, read: list[str]) -> str:
+    """Where a resolved value has a secret from; "" if it holds none."""
+    named = next((name for name in read if is_secret(name)), None)
+    return f"the value of {named}" if named else secret_in(value) if isinstance(value, str) else ""
 
 
 def _item(raw: Any, name: Any) -> Any:

@@ -11,6 +11,12 @@ from typing import Any, ClassVar
 
 import yaml
 
+#: Characters of a number; Python takes no whole ones of more than some thousand digits.
+_LONGEST_NUMBER = 1000
+#: Values of a file, each alias counted as what it stands for: a page of aliases may stand for billions.
+MAX_VALUES = 100_000
+_DEEPEST = 64
+
 _TAG = "tag:yaml.org,2002:"
 
 #: Tag, pattern, first characters and value of each kind of plain scalar; anything else is a string.
@@ -69,7 +75,7 @@ def _scalar(loader: CoreLoader, node: yaml.ScalarNode) -> Any:
     """The value of a plain scalar, or of one with an explicit tag (``!!int "3"``)."""
     text = str(loader.construct_scalar(node))
     for kind, pattern, _, value in _SCALARS:
-        if node.tag == f"{_TAG}{kind}" and re.fullmatch(pattern, text):
+        if node.tag == f"{_TAG}{kind}" and re.fullmatch(pattern, text) and len(text) <= _LONGEST_NUMBER:
             return value(text)
     raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {node.tag}", node.start_mark)
 
@@ -88,8 +94,40 @@ CoreDumper.add_representer(str, _string)
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of one YAML document; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=CoreLoader)
+    """Return the value of one YAML document.
+
+    Raises:
+        YAMLError: If it is none, is nested too deep, or stands for more than ``MAX_VALUES`` values.
+    """
+    try:
+        node = yaml.compose(text, Loader=CoreLoader)
+        size, depth = _extent(node, {}) if node is not None else (0, 0)
+        if size > MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases make more than {MAX_VALUES:,} values of it")
+        if depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deep")
+        return yaml.load(text, Loader=CoreLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Values that a node stands for, and how deep they are nested; a node is visited once for all aliases.
+
+    Raises:
+        YAMLError: If an alias stands inside what it stands for.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1, 0
+    if id(node) not in known:
+        known[id(node)] = (-1, 0)  # not done yet
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [value for pair in node.value for value in pair] if pairs else node.value
+        extents = [_extent(value, known) for value in inner]
+        known[id(node)] = (1 + sum(n for n, _ in extents), 1 + max((d for _, d in extents), default=0))
+    elif known[id(node)][0] < 0:
+        raise yaml.YAMLError("an alias stands inside what it stands for")
+    return known[id(node)]
 
 
 def format_yaml(values: Any) -> str:

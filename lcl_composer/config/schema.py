@@ -8,6 +8,7 @@ against the constructor by the registries.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -19,6 +20,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+#: Endings of what Composer would unpack before it reads a checkpoint.
+_ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".lz4", ".lzma", ".lzo", ".xz", ".zst"}
 
 _WHOLE = r"0*[1-9]\d*"
 _DURATION = rf"^{_WHOLE}(ep|ba|sp|tok)$"
@@ -311,11 +315,19 @@ class RunConfig(Section):
     load_path: str | None = None
     """Checkpoint to start from when there is nothing to resume."""
     progress_bar: bool = True
-    """Show a progress bar, or, where the output is a file, a line every half minute."""
+    """Show a progress bar, or, where the output is a file, a line a minute (losses, images/s, time left)."""
     log_to_console: bool = False
     """Print metrics as lines, for logs of cluster jobs."""
     evaluation: Table = {}
     """What the table at the end of the run measures, by name."""
+
+    @field_validator("load_path")
+    @classmethod
+    def _no_archive(cls, value: str | None) -> str | None:
+        """Composer unpacks archives of any content, wherever their members say."""
+        if value is not None and Path(value).suffix in _ARCHIVES:
+            raise ValueError(f"takes a .pt file, or the folder of a sharded checkpoint, got {value!r}")
+        return value
 
     @field_validator("save_folder")
     @classmethod

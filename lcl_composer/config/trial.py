@@ -6,7 +6,6 @@ asked for its learning rates. The model and the data are not touched.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lcl_composer.config.schema import RunConfig, StreamConfig
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import one_line
+from lcl_composer.json_data import load_json
 from lcl_composer.registry import algorithms, callbacks, loggers, optimizers, schedulers
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _documents(stream: StreamConfig) -> int | None:
     if stream.local is None:
         return None
     try:
-        index = json.loads(Path(stream.local, stream.split or "", "index.json").read_text())
+        index = load_json(Path(stream.local, stream.split or "", "index.json").read_text())
         return sum(shard["samples"] for shard in index["shards"])
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -13,6 +13,8 @@ import yaml
 from lcl_composer.config.core_schema import CoreLoader, parse_yaml
 from lcl_composer.errors import ConfigError
 
+MAX_BYTES = 1 << 20
+
 #: Where a value stands in the config: its keys from the top, list positions included.
 Key = tuple[str, ...]
 
@@ -45,10 +47,12 @@ def read_yaml(path: Path) -> YamlFile:
         ConfigError: The file cannot be read, is no YAML, or is no mapping; names file and line.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{shown(path)}: is over {MAX_BYTES >> 20} MiB; no experiment is")
         text = path.read_text()
+        content = parse_yaml(text)
         node = yaml.compose(text, Loader=CoreLoader)
         lines = dict(_lines(node)) if node else {}
-        content = parse_yaml(text)
     except OSError as error:
         raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -58,8 +62,6 @@ def read_yaml(path: Path) -> YamlFile:
         raise ConfigError(f"{shown(path)}:{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{shown(path)}: not valid YAML: {str(error).splitlines()[0]}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{shown(path)}: an alias stands inside what it stands for") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{shown(path)}: must be a mapping of keys to values")
     return YamlFile(path, content, lines)

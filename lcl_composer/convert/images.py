@@ -9,10 +9,9 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from lcl_composer.data.image import JPEGS, MAX_METADATA, MAX_PIXELS, is_deep, to_8_bits
+from lcl_composer.data.image import JPEGS, MAX_METADATA, is_deep, to_8_bits
+from lcl_composer.picture_formats import FORMATS, MAX_PIXELS
 
-#: Formats the loader decodes. Pillow knows more, some of which run other programs (EPS) on the file.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".svg",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from lcl_composer.convert.captioned import CaptionedSource
 from lcl_composer.convert.files import batched
 from lcl_composer.convert.source import Part, Rejected
 from lcl_composer.errors import DataError
+from lcl_composer.json_data import load_json
 
 _PART_IMAGES = 1000
 
@@ -23,7 +23,7 @@ def load_annotations(path: Path, lists: tuple[str, ...]) -> dict[str, list[Any]]
         DataError: If it is missing or cut off, or lacks one.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = load_json(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; name the folder that holds it") from error
     except (OSError, ValueError, RecursionError) as error:

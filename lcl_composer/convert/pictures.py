@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from lcl_composer.convert.files import inside, spellings
-from lcl_composer.convert.images import FORMATS, ImageRules, Rejected, accept_image, read_image
+from lcl_composer.convert.images import ImageRules, Rejected, accept_image, read_image
+from lcl_composer.picture_formats import FORMATS
 
 _URL_BREAKS = re.compile(r"[\t\r\n]")
 _PLAIN_ALPHABET = bytes.maketrans(b"-_", b"+/")

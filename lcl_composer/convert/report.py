@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lcl_composer.data.document import Document
 from lcl_composer.data.words import document_words
+from lcl_composer.json_data import load_json
 
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
 _NAMED = 20
@@ -246,7 +247,7 @@ class ConversionReport:
     @classmethod
     def load(cls, path: Path) -> ConversionReport:
         """Read what :meth:`save` wrote."""
-        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return cls.from_json(load_json(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
         """Write everything but the time as JSON."""

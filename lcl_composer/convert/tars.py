@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lcl_composer.convert.files import is_litter, open_unzipped
 from lcl_composer.convert.images import MAX_BYTES, SUFFIXES
@@ -18,6 +19,7 @@ from lcl_composer.convert.report import ConversionReport
 FACTS = (".json", ".txt")
 #: What a damaged tar makes tarfile and the decompressors raise.
 BROKEN = (OSError, EOFError, tarfile.TarError, ValueError, zlib.error)
+_LONGEST_HEADER = 1 << 20
 _UNSORTED = "its members stand apart: the tar is not sorted"
 
 
@@ -114,10 +116,25 @@ def _used(group: Group) -> Iterator[Group]:
         yield group
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose extended header, a long name or the like, is not read into memory at any length."""
+
+    _EXTENDED = (
+        tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )  # fmt: skip
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        """Called by ``tarfile`` for each header; raises ReadError where it would read without bound."""
+        if self.type in self._EXTENDED and self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError("an extended header is too long")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 def _read_tar(file: gzip.GzipFile | BufferedReader) -> tarfile.TarFile:
     if isinstance(file, gzip.GzipFile):  # of a large block whose end is missing there would be nothing
-        return tarfile.open(fileobj=file, mode="r:")
-    return tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20)
+        return tarfile.open(fileobj=file, mode="r:", tarinfo=_Member)
+    return tarfile.open(fileobj=file, mode="r|", bufsize=1 << 20, tarinfo=_Member)
 
 
 def _add(group: Group, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:

@@ -68,17 +68,18 @@ class Document:
         """
         segments: list[Segment] = []
         blob, offset = record["images"], 0
-        for entry in record["segments"]:
-            if "text" in entry:
-                segments.append(Text(entry["text"]))
-            elif "image_bytes" in entry:
-                end = offset + entry["image_bytes"]
-                segments.append(Image(blob[offset:end], entry.get("floats", False)))
-                offset = end
+        listed = isinstance(record["segments"], list)
+        for entry in record["segments"] if listed else [None]:
+            given = entry if isinstance(entry, dict) else {}
+            text, size = given.get("text"), given.get("image_bytes")
+            if isinstance(text, str):
+                segments.append(Text(text))
+            elif type(size) is int and size >= 0:
+                segments.append(Image(blob[offset : offset + size], given.get("floats") is True))
+                offset += size
             else:
-                raise ValueError(
-                    f"document {record['id']!r}: segment with keys {sorted(entry)} is neither text nor image"
-                )
+                keys = f"with keys {sorted(given)}" if given else f"{str(entry)[:40]!r}"
+                raise ValueError(f"document {record['id']!r}: segment {keys} is neither text nor image")
         if offset != len(blob):
             raise ValueError(
                 f"document {record['id']!r}: {len(blob)} image bytes, its segments name {offset}"

@@ -15,9 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from lcl_composer.errors import DataError
-
-#: Pixels from which an image counts as a decompression bomb (Pillow's own warning level, 256 MiB of RGB).
-MAX_PIXELS = 89_478_485
+from lcl_composer.picture_formats import FORMATS, MAX_PIXELS
 
 #: Bytes that a PNG's colour profile and texts may inflate to. Pillow's own limit of 1 MiB refuses printers'
 #: profiles as if the image were broken; this one still keeps a bomb from a worker's memory.
@@ -126,7 +124,7 @@ def view_of(
 
 def _open(data: bytes, where: str) -> Image.Image:
     """Read an image's header."""
-    image = Image.open(BytesIO(data))
+    image = Image.open(BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{where}: {width} x {height} pixels are over the limit of {MAX_PIXELS}")

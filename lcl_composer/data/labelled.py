@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lcl_composer.json_data import load_json
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.interleave import TokenLayout
 from lcl_composer.data.shards import open_shards, read_texts
@@ -84,7 +85,7 @@ def count_classes(folder: Path) -> dict[str, int]:
     index = folder / "index.json"
     digest = hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else ""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        known = json.loads((folder / CLASSES_FILE).read_text(encoding="utf-8"))
+        known = load_json((folder / CLASSES_FILE).read_text(encoding="utf-8"))
         if known["index"] == digest:
             return {str(name): int(count) for name, count in known["classes"].items()}
     shards = open_shards(folder)

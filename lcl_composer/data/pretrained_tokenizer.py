@@ -26,7 +26,7 @@ class TransformersTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained)
+            tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
         except Exception as error:  # each kind refuses in its own way
             raise DataError(
                 f"tokenizer transformers: cannot load {pretrained!r}: {one_line(error)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from streaming.base.compression import decompress
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash
 
-from lcl_composer.data.document import MDS_COLUMNS, Document
+from lcl_composer.data.document import Document
+from lcl_composer.data.packed import unpack
+from lcl_composer.data.shard_index import read_index
 from lcl_composer.errors import DataError
+from lcl_composer.json_data import load_json
 
 #: Shards that a sample is spread over: each is read whole, 64 MiB before compression by default.
 MAX_SHARDS = 64
@@ -57,18 +58,8 @@ def open_shards(folder: Path) -> Shards:
     path = folder / "index.json"
     if not path.is_file():
         raise DataError(f"{folder}: no data set (no index.json){_suggestion(folder)}")
-    try:
-        shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
-        for shard in shards:
-            columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-            if wrong := [name for name, encoding in MDS_COLUMNS.items() if columns.get(name) != encoding]:
-                raise DataError(
-                    f"{path}: column {wrong[0]!r} is {columns.get(wrong[0], 'missing')}, not "
-                    f"{MDS_COLUMNS[wrong[0]]}; only data sets of Documents (lcl convert) can be read here"
-                )
-        present = [shard for shard in shards if shard["samples"] and _stored(folder, shard)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not an MDS index ({type(error).__name__}: {error})") from error
+    shards = read_index(path)
+    present = [shard for shard in shards if shard["samples"] and _stored(folder, shard)]
     if not present:
         raise DataError(f"{folder}: none of the {len(shards)} shards of its index is here; copy them first")
     return Shards(folder, present, len(shards) - len(present))
@@ -143,7 +134,7 @@ def read_texts(folder: Path, shard: dict[str, Any]) -> Iterator[list[str]]:
             given = iter(data[begin : begin + header].view(np.uint32).tolist())
             sizes = [size or next(given) for size in fixed]
             start = begin + header + sum(sizes[:column])
-            segments = json.loads(data[start : start + sizes[column]].tobytes())
+            segments = load_json(data[start : start + sizes[column]].tobytes())
             yield [segment["text"] for segment in segments if "text" in segment]
     except (ValueError, LookupError, TypeError, StopIteration) as error:
         raise DataError(
@@ -166,7 +157,7 @@ def _documents(folder: Path, shard: dict[str, Any], places: Iterable[int]) -> It
         try:
             begin, end = np.frombuffer(data, np.uint32, count=2, offset=4 * (1 + place)).tolist()
             yield Document.from_record(reader.decode_sample(data[begin:end]))
-        except (ValueError, KeyError, TypeError, struct.error) as error:
+        except (ValueError, LookupError, TypeError, RecursionError, struct.error) as error:
             yield DataError(f"{name}, document {place}: {error}")
 
 
@@ -178,7 +169,9 @@ def _load(folder: Path, shard: dict[str, Any]) -> bytes:
     for algorithm, expected in hashes.items():
         if get_hash(algorithm, data) != expected:
             raise DataError(f"{path}: its {algorithm} is not that of the index; copy or convert it anew")
-    return decompress(shard["compression"], data) if packed else data
+    if not packed:
+        return data
+    return bytes(unpack(path, shard["compression"], data, shard["raw_data"]["bytes"]))
 
 
 def shard_file(folder: Path, shard: dict[str, Any]) -> Path:

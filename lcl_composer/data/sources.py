@@ -8,7 +8,6 @@ again, and what cannot be fetched is told in one line within ``download_timeout`
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import threading
@@ -28,7 +27,8 @@ from streaming.base.hashing import get_hash
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
-from lcl_composer.data.document import MDS_COLUMNS
+from lcl_composer.data.packed import refuse_link, unpack, write_new
+from lcl_composer.data.shard_index import read_index
 from lcl_composer.errors import DataError, one_line
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class DocumentSource(Stream):
         )
         self.source = source
         self._hash = validate_hash
+        self._unpacked: dict[str, int] = {}  # bytes of each shard before compression, by its name
 
     @property
     def folder(self) -> Path:
@@ -141,11 +142,12 @@ class DocumentSource(Stream):
                 raise DataError(
                     f"{self.source.key}.remote: {_INDEX} did not arrive in {self.folder}"
                 ) from error
-        shards, hashes = read_index(index)
+        shards, hashes = trained_on(index)
         if self._hash is not None and self._hash not in hashes:
             log.warning(
                 "%s: the index holds no %s hashes; shards are checked by size only", index, self._hash
             )
+        self._unpacked = {shard["raw_data"]["basename"]: shard["raw_data"]["bytes"] for shard in shards}
         return [self._reader(shard) for shard in shards]
 
     def _reader(self, shard: dict[str, Any]) -> MDSReader:
@@ -168,9 +170,11 @@ class DocumentSource(Stream):
     def damage(self, info: FileInfo) -> str:
         """Return what is wrong with a file of a shard that is present, empty if nothing is."""
         path = self.folder / info.basename
+        if not path.is_file():
+            return f"{path} is missing, or could not be unpacked"
+        if (size := path.stat().st_size) != info.bytes:
+            return f"{path} has {size} bytes, not {info.bytes}"
         data = path.read_bytes()
-        if len(data) != info.bytes:
-            return f"{path} has {len(data)} bytes, not {info.bytes}"
         if self._hash in info.hashes and get_hash(self._hash, data) != info.hashes[self._hash]:
             return f"{path} does not have the {self._hash} hash that the index names"
         return ""
@@ -210,11 +214,18 @@ class DocumentSource(Stream):
     def _decompress_shard_part(
         self, zip_info: FileInfo, zip_filename: str, raw_filename: str, compression: str | None
     ) -> None:
-        """Decompress a shard, one process at a time: jobs that share a folder share its ``.tmp`` too."""
+        """Decompress a shard, one process at a time: jobs that share a folder share its ``.tmp`` too.
+
+        Raises:
+            DataError: If it is not what the index says, or would be written through a link.
+        """
+        size = self._unpacked[os.path.relpath(raw_filename, self.folder)]
         with open(zip_filename, "r+b") as file:  # NFS locks only what may be written
             fcntl.flock(file, fcntl.LOCK_EX)
             if not os.path.exists(raw_filename):
-                super()._decompress_shard_part(zip_info, zip_filename, raw_filename, compression)
+                write_new(raw_filename, unpack(zip_filename, str(compression), file.read(), size))
+                if not self.safe_keep_zip:
+                    os.remove(zip_filename)
 
     def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
         """Fetch a file into the cache and return its path.
@@ -225,6 +236,7 @@ class DocumentSource(Stream):
         local = str(self.folder / (to_basename or from_basename))
         if self.remote is None:
             raise DataError(f"{self.source.key}: {local} is missing; copy or convert it anew")
+        refuse_link(f"{local}.tmp")  # Streaming's downloads go there first
         remote = os.path.join(self.remote, self.split, from_basename)
         deadline = time.monotonic() + self.download_timeout
         # With the index a run begins: a remote that is misspelt shall not take minutes to be told.
@@ -270,39 +282,16 @@ def _bounded(function: Callable[[], None], seconds: float) -> None:
         raise raised[0]
 
 
-def read_index(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
-    """Read an index and check that every shard has a Document's columns, in encodings that run no code.
+def trained_on(path: Path) -> tuple[list[dict[str, Any]], set[str]]:
+    """Read an index that is to be trained on.
 
     Returns:
         The shards' entries, and the hashes that all of them have.
 
     Raises:
-        DataError: If the index cannot be read, names no shards, or has other columns.
+        DataError: If the index cannot be read, is not one of Documents, is not safe, or names no samples.
     """
-    try:
-        shards = json.loads(path.read_text())["shards"]
-        columns = {tuple(zip(s["column_names"], s["column_encodings"], strict=True)) for s in shards}
-        hashes = [set(s["hashes"]) for s in shards]
-        samples = sum(s["samples"] for s in shards)
-        formats = {(s["format"], s["version"]) for s in shards}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not an MDS index ({type(error).__name__}: {error}); convert the data anew"
-        ) from error
-    if formats - {("mds", 2)}:
-        raise DataError(f"{path}: not an index of MDS, version 2; convert the data anew")
-    if not samples:
+    shards = read_index(path)
+    if not sum(s["samples"] for s in shards):
         raise DataError(f"{path}: the data set is empty; convert the data anew")
-    for pairs in columns:
-        found = dict(pairs)
-        unsafe = sorted(name for name, encoding in found.items() if encoding == "pkl")
-        if unsafe:
-            raise DataError(
-                f"{path}: column {unsafe[0]!r} is a pickle, which runs code when read; convert it anew"
-            )
-        if wrong := sorted(name for name, encoding in MDS_COLUMNS.items() if found.get(name) != encoding):
-            raise DataError(
-                f"{path}: column {wrong[0]!r} is {found.get(wrong[0], 'missing')}, not "
-                f"{MDS_COLUMNS[wrong[0]]}; this is no data set of Documents, make one with 'lcl convert'"
-            )
-    return shards, set.intersection(*hashes)
+    return shards, set.intersection(*(set(s.get("hashes") or ()) for s in shards))

@@ -180,7 +180,7 @@ class DocumentStream(WatchedDataset):
         """
         try:
             return Document.from_record(super().get_item(int(index)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(str(error)) from error
 
     def __getitem__(self, at: Any) -> Any:
@@ -206,7 +206,7 @@ class DocumentStream(WatchedDataset):
             return self._to_sample(
                 Document.from_record(record), repeat, self._sources[self.stream_per_shard[shard]]
             )
-        except (DataError, ValueError, IndexError, KeyError) as error:
+        except (DataError, ValueError, LookupError, TypeError, RecursionError) as error:
             return self._bad(name, f"{error} (source {where})")
 
     def _bad(self, name: str, problem: str) -> Sample:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lcl_composer.errors import DataError, one_line
+from lcl_composer.json_data import load_json
 
 #: Test sets drawn for an interval, the seed they are drawn from, and the share of them that it holds.
 RESAMPLES, SEED, COVERED = 1000, 0, 0.95
@@ -101,7 +102,7 @@ def read_outcomes(folder: Path, evaluation: str) -> Outcomes | None:
     """
     path = outcomes_file(folder, evaluation)
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path.read_text())
         tallies = {name: Tally(**tally) for name, tally in content.pop("tallies").items()}
         outcomes = Outcomes(tallies=tallies, **content)
         outcomes.check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from lcl_composer.export.taken import Taken
+from lcl_composer.json_data import load_json
 
 #: The library that the Hub names beside a model.
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip", "onnx": "onnx"}
@@ -140,7 +140,7 @@ def _read(run: Path | None, name: str) -> dict[str, Any]:
     if run is None or not (run / name).is_file():
         return {}
     try:
-        found = json.loads((run / name).read_text())
+        found = load_json((run / name).read_text())
     except ValueError:  # half-written; the card does without
         return {}
     return found if isinstance(found, dict) else {}

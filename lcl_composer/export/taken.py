@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,8 @@ from lcl_composer.config.schema import ModelConfig
 from lcl_composer.config.yaml_file import read_yaml
 from lcl_composer.errors import DataError, one_line
 from lcl_composer.finite import check_finite
-from lcl_composer.models.exported import CONFIG_FILE, ENCODER_FILE, load_encoder
+from lcl_composer.json_data import load_json
+from lcl_composer.models.exported import CONFIG_FILE, ENCODER_FILE, architecture, load_encoder
 from lcl_composer.registry import encoders, poolers
 from lcl_composer.run_folder import RunFolder
 from lcl_composer.sharded import is_sharded
@@ -103,7 +103,7 @@ def _of_folder(folder: Path, weights: Weights) -> Taken:
     if weights != "trained":
         raise DataError(f"export: {folder} holds one set of weights; name the run or a checkpoint for others")
     encoder, pooler = load_encoder(folder)
-    spec = json.loads((folder / CONFIG_FILE).read_text()).get("pooler")
+    spec = load_json((folder / CONFIG_FILE).read_text()).get("pooler")
     run = folder.parent if (folder.parent / "config.yaml").is_file() else None
     return Taken(folder, encoder, pooler, spec, run=run)
 
@@ -135,8 +135,8 @@ def _image_side(
     model: ModelConfig, begun: Begun, state: dict[str, Tensor], checkpoint: Path
 ) -> tuple[Encoder, AttentivePooler | None]:
     """Encoder and, if there is one, pooler with the checkpoint's weights; no more of the run is built."""
-    recipe = begun.encoder.get("recipe") or model.encoder.spec()
     try:
+        recipe = architecture(begun.encoder.get("recipe") or {}) or model.encoder.spec()
         encoder = encoders.build({key: value for key, value in recipe.items() if key not in _NO_SHAPE})
         pooler = None
         if model.pooler is not None:
@@ -147,7 +147,7 @@ def _image_side(
             if part is not None:
                 weights = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
                 part.load_state_dict(weights)
-    except (RuntimeError, LookupError) as error:
+    except (RuntimeError, LookupError, ValueError, AttributeError) as error:
         raise DataError(
             f"checkpoint {checkpoint}: another architecture than its config: {one_line(error)}"
         ) from error

@@ -134,7 +134,7 @@ def _conversion(folder: Path) -> ConversionReport | None:
         if path.is_file():
             try:
                 return ConversionReport.load(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 raise DataError(
                     f"{path}: not the report of a conversion ({type(error).__name__}: {error}); "
                     "convert the data anew, or remove this file to inspect without it"

@@ -246,6 +246,13 @@ class TimmEncoder(Encoder):
         return self.backbone.forward_features(self.normalize(pixel_values))[:, 0]
 
 
+#: What ``timm.create_model`` takes besides the architecture: files and addresses that it reads weights from.
+_NOT_OF_THE_MODEL = {
+    "cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "pretrained_model_args",
+}  # fmt: skip
+
+
 def _create_timm(
     model_name: str, image_size: int, pretrained: bool, model_args: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
@@ -257,6 +264,11 @@ def _create_timm(
         raise ConfigError(
             f"model.encoder.model_name: timm has no model {model_name!r}; "
             + (did_you_mean(model_name, timm.list_models()) if model_name else "see timm.list_models()")
+        )
+    if foreign := sorted(_NOT_OF_THE_MODEL & model_args.keys()):
+        raise ConfigError(
+            f"model.encoder.model_args: {foreign[0]} is no argument of the architecture; weights come by "
+            "pretrained: true, or from an encoder of another name (exported, open_clip)"
         )
     bare = {"model_name": model_name, "num_classes": 0, "global_pool": "", **model_args}
     sized = {**bare, "img_size": image_size}

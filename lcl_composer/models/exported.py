@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lcl_composer.errors import ConfigError, DataError, one_line
 from lcl_composer.finite import check_finite
+from lcl_composer.json_data import load_json
 from lcl_composer.models.weights import no_memory
 from lcl_composer.registry import encoders, poolers
 
@@ -73,7 +73,7 @@ def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | No
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / CONFIG_FILE).read_text())
+        description = load_json((folder / CONFIG_FILE).read_text())
         for name in (ENCODER_FILE, *([POOLER_FILE] if "pooler" in description else [])):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: not an exported encoder, {name} is missing")
@@ -82,9 +82,20 @@ def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | No
         pooler = poolers.build(description["pooler"], **sizes) if "pooler" in description else None
     except OSError as error:
         raise DataError(_missing(folder)) from error
-    except (LookupError, ValueError, TypeError, ConfigError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
     return encoder.eval(), pooler.eval() if pooler is not None else None
+
+
+def architecture(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says of the architecture: no weights are read but those that lie beside it.
+
+    Raises:
+        ValueError: If it is no recipe that an :class:`Encoder` gives.
+    """
+    if recipe.get("name") == "exported":
+        raise ValueError("its recipe is that of another exported encoder")
+    return {key: value for key, value in recipe.items() if key not in ("pretrained", "weights")}
 
 
 def _build(description: dict[str, Any]) -> Encoder:
@@ -94,8 +105,7 @@ def _build(description: dict[str, Any]) -> Encoder:
         ValueError: If what is built does not give the tokens that it describes.
     """
     normalisation = {key: description[key] for key in ("mean", "std")}
-    recipe = {key: value for key, value in description["encoder"].items() if key != "pretrained"}
-    encoder = encoders.build({**recipe, **normalisation})
+    encoder = encoders.build({**architecture(description["encoder"]), **normalisation})
     described = (description["tokens_per_image"], description["width"])
     if (encoder.tokens_per_image, encoder.width) != described:
         raise ValueError(

@@ -236,7 +236,7 @@ def _from_pretrained(
 ) -> tuple[Any, Tensor]:
     """A pretrained model and its output layer [V, E], resized; raises ConfigError where sizes disagree."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.language_model.pretrained: cannot load {name!r}: {one_line(error)}"
@@ -262,7 +262,9 @@ def _from_pretrained(
         if on_meta:
             model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
         else:
-            model = AutoModelForCausalLM.from_pretrained(name, config=config, attn_implementation=PACKED)
+            model = AutoModelForCausalLM.from_pretrained(
+                name, config=config, attn_implementation=PACKED, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"model.language_model.pretrained: cannot load {name!r}: {one_line(error)}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from lcl_composer.errors import ConfigError, DataError, did_you_mean, one_line
+from lcl_composer.json_data import load_json
 from lcl_composer.models.encoder import Channels, Encoder, TimmEncoder, patch_tokens_of_timm
 from lcl_composer.models.released import from_released
 from lcl_composer.models.weights import load_strictly, no_memory, read_state
@@ -148,7 +149,7 @@ def _read_model(model: str | dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return load_json(path.read_text())
     except OSError as error:
         raise DataError(f"model.encoder.model: {path}: {error.strerror}") from error
     except ValueError as error:
@@ -181,6 +182,9 @@ def _build_tower(config: dict[str, Any], name: str) -> nn.Module:
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.timm_model import TimmModel
 
+    trunk = config["vision_cfg"].get("timm_model_name")
+    if trunk is not None and not timm.is_model(str(trunk)):  # "hf-hub:" and "local-dir:" bring a config along
+        raise ConfigError(f"model.encoder: {name}: vision_cfg.timm_model_name: timm has no model {trunk!r}")
     try:
         vision = CLIPVisionCfg(**{**config["vision_cfg"], "timm_model_pretrained": False})
         tower: Any = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))

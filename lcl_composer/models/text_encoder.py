@@ -108,7 +108,10 @@ def _config(
     """The config, and what builds the backbone; see :class:`TextEncoder` for the errors."""
     where = f"{_KEY}.pretrained" if pretrained else f"{_KEY}.model_type"
     try:
-        config = AutoConfig.from_pretrained(pretrained) if pretrained else AutoConfig.for_model(model_type)
+        if pretrained:
+            config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
+        else:
+            config = AutoConfig.for_model(model_type)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: cannot load {pretrained or model_type!r}: {one_line(error)}") from error
     known = config.to_dict()
@@ -154,7 +157,9 @@ def _load(name: str, config: Any, vocab_size: int) -> Any:
         if on_meta:
             model = AutoModel.from_config(config, attn_implementation="sdpa")
         else:
-            model = AutoModel.from_pretrained(name, config=config, attn_implementation="sdpa")
+            model = AutoModel.from_pretrained(
+                name, config=config, attn_implementation="sdpa", trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{_KEY}.pretrained: cannot load {name!r}: {one_line(error)}") from error
     model.resize_token_embeddings(vocab_size, mean_resizing=not on_meta)

@@ -64,7 +64,7 @@ class TransformersEncoder(Encoder):
         try:
             if pretrained and not no_memory():
                 self.backbone, report = AutoModel.from_pretrained(
-                    pretrained, config=config, output_loading_info=True
+                    pretrained, config=config, output_loading_info=True, trust_remote_code=False
                 )
                 missing = report["missing_keys"]
             else:
@@ -101,7 +101,10 @@ def _transformers_config(
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(pretrained) if pretrained else AutoConfig.for_model(model_type)
+        if pretrained:
+            config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
+        else:
+            config = AutoConfig.for_model(model_type)
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"model.encoder: transformers cannot build {model_type!r}: {one_line(error)}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lcl_composer.json_data import load_json
 
 
 def format_line(step: int, values: Mapping[str, Any]) -> str:
@@ -25,6 +27,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for row in _parsed_lines(path):
         rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
+
+
+def last_step(path: Path) -> int:
+    """The step of the last whole line; 0 where there is none. Only the end of the file is read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            rows = [*_parsed(file.read().decode(errors="replace").splitlines())]
+    except OSError:
+        return 0
+    return rows[-1]["step"] if rows else 0
 
 
 def series(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -52,12 +65,14 @@ def cut_after(path: Path, step: int) -> int:
 
 
 def _parsed_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    return list(_parsed(path.read_text(errors="replace").splitlines())) if path.exists() else []
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = load_json(line)
+        except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+        if isinstance(row, dict) and type(row.get("step")) is int and abs(row["step"]) < 1 << 63:
+            yield row

@@ -9,8 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from lcl_composer.picture_formats import FORMATS, MAX_PIXELS
 from lcl_composer.report.run import Run
 from lcl_composer.report.variants import Variant
 
@@ -101,7 +102,7 @@ def _answers(run: Run, way: str, variant: int) -> list[tuple[dict[str, Any], str
     """Item, image and answer of each query; none, with a note, where ``gallery.json`` is damaged."""
     try:
         return _parsed(run, way, variant)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         run.notes.append(f"gallery.json is damaged: its part {way} is left out")
         return []
 
@@ -111,8 +112,8 @@ def _parsed(run: Run, way: str, variant: int) -> list[tuple[dict[str, Any], str,
     images = {name: _thumbnail(run, item["file"]) for name, item in items.items()}
     for query in run.gallery[way]:
         found = tuple(
-            Found(images[str(i)], items[str(i)]["text"], cosine, i == query["item"])
-            for i, cosine in query["found"]
+            Found(images[str(i)], items[str(i)]["text"], None if c is None else float(c), i == query["item"])
+            for i, c in query["found"]
         )
         name = str(query["item"])
         answer = Answer(variant, int(query["rank"]), int(run.gallery["candidates"]), found)
@@ -135,14 +136,16 @@ def inline(path: Path, widest: int) -> str:
     """An image file as a data URI, "" where it cannot be read: PNG grids become WebP, a tenth of the size."""
     try:
         data = path.read_bytes()
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return ""
             if image.format == "JPEG":
                 return _uri("jpeg", data)
             image = image.convert("RGB")
             image.thumbnail((widest, 1 << 16))
             buffer = BytesIO()
             image.save(buffer, "WEBP", quality=88)
-    except (OSError, UnidentifiedImageError, ValueError):
+    except Exception:  # Pillow's decoders raise nearly anything on damaged bytes
         return ""
     return _uri("webp", buffer.getvalue())
 

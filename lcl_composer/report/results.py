@@ -218,7 +218,9 @@ def _evaluated(variants: Sequence[Variant]) -> Iterator[Quantity]:
 def chance_names(key: str) -> list[str]:
     """Under what an evaluation may say what chance gives of its number ``key``, the most exact first."""
     names = [f"chance/{key}", f"chance/{key.rpartition('/')[2]}"]
-    return names if re.search(r"(@|top[-_]?)(?!1$)\d+$", key) else [*names, "chance"]  # `chance` is of one guess
+    return (
+        names if re.search(r"(@|top[-_]?)(?!1$)\d+$", key) else [*names, "chance"]
+    )  # `chance` is of one guess
 
 
 def _logged(variants: Sequence[Variant]) -> list[Quantity]:
@@ -290,8 +292,10 @@ def marked(cells: Sequence[Cell], better: int) -> Iterable[Cell]:
 
 
 def _measured(part: str, name: str, run: Run) -> float | None:
-    """A number of ``summary.json``."""
-    return (run.summary.get(part) or {}).get(name)
+    """A number of ``summary.json``; None for what is none, in a damaged one."""
+    found = run.summary.get(part)
+    value = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _found(variants: Sequence[Variant], read: Callable[[Run], float | None]) -> set[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,12 @@ from yaml import YAMLError
 
 from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.errors import DataError, did_you_mean, one_line
+from lcl_composer.json_data import load_json
 from lcl_composer.report.metrics_file import read_metrics, series
 
+_LARGEST = 1e300
+#: What each line of metrics counts.
+_COUNTERS = {"step", "epoch", "sample", "token", "seconds"}
 _MARKS = ("config.yaml", "metrics.jsonl", "summary.json", "environment.json")
 
 
@@ -63,8 +66,7 @@ class Run:
     @cached_property
     def keys(self) -> list[str]:
         """Names of the logged metrics, sorted."""
-        counters = {"step", "epoch", "sample", "token", "seconds"}
-        return sorted({key for row in self.rows for key in row} - counters)
+        return sorted({key for row in self.rows for key in row} - _COUNTERS)
 
     def values(self, key: str) -> list[float]:
         """The values of a metric in order; NaN where it was not finite."""
@@ -152,7 +154,7 @@ def _read(run: Run, name: str, needed: bool = True) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        found = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
+        found = parse_yaml(text) if path.suffix == ".yaml" else load_json(text)
         if not isinstance(found, dict):
             raise ValueError("it holds no mapping")
         return found
@@ -163,7 +165,13 @@ def _read(run: Run, name: str, needed: bool = True) -> dict[str, Any]:
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     """A line of metrics without what is no number: a chart has no place for it."""
-    return {key: value for key, value in row.items() if value is None or isinstance(value, int | float)}
+    kept = {k: v for k, v in row.items() if _is_number(v) or (v is None and k not in _COUNTERS)}
+    return {"step": row["step"], **kept}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a chart has a place for it: ``NaN`` and whole numbers beyond any float are none."""
+    return isinstance(value, int | float) and abs(value) < _LARGEST
 
 
 def _note_progress(run: Run) -> None:
@@ -171,6 +179,9 @@ def _note_progress(run: Run) -> None:
     step = run.last["step"]
     planned = run.config.get("max_duration")
     of = f" of {planned}" if planned else ""
+    if run.summary and type(run.summary.get("batches", step)) is not int:
+        run.notes.append("summary.json is damaged and left out")
+        run.summary = run.gallery = {}
     if run.summary and step > run.summary.get("batches", step):
         run.notes.append(
             f"training went on after summary.json (batch {run.summary['batches']:,}) to batch {step:,}"

@@ -90,7 +90,7 @@ def _of_run(run: Run, drawn: set[str]) -> dict[str, Any]:
     rows = run.rows[:: max(1, len(run.rows) // _KNOTS)] + run.rows[-1:]
     scale = {"minutes": 1 / 60}
     axes = {
-        name: [_short(row.get(counter, 0) * scale.get(name, 1)) for row in rows]
+        name: [_short((row.get(counter) or 0) * scale.get(name, 1)) for row in rows]
         for name, counter in _COUNTERS.items()
     }
     return {"name": run.name, "axes": axes, "series": found}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -10,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lcl_composer.json_data import load_json
 from lcl_composer.report.confusions import Confused, matrix, most_confused
 from lcl_composer.report.pictures import Map, attention_maps, inline
-from lcl_composer.report.report_page import TEMPLATES, galleries, page_template
+from lcl_composer.report.report_page import TEMPLATES, galleries, page_template, policy
 from lcl_composer.report.results import Cell, Row, chance_names, decimals_of, direction, marked
 from lcl_composer.report.transfer import Entry
 from lcl_composer.report.variants import Variant
@@ -65,6 +65,7 @@ def render(entries: Sequence[Entry], results: Mapping[str, Any], version: str) -
         attention=list(_attention(entries, labels)),
         described=list(_described(entries, labels)),
         css=Markup((TEMPLATES / "report.css").read_text() + (TEMPLATES / "transfer.css").read_text()),
+        policy=policy(),
         version=version,
     )
     return page.lstrip()
@@ -163,7 +164,7 @@ def _captions(entry: Entry) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        items = json.loads(path.read_text())
+        items = load_json(path.read_text())
         root = entry.run.folder.resolve()
         inside = [(root / item["file"]).resolve().is_relative_to(root) for item in items]
         if not all(inside) or not all({"id", "text", "references"} <= item.keys() for item in items):

@@ -42,7 +42,7 @@ def test_the_record_is_there_before_the_first_batch(tmp_path: Path) -> None:
 
 def test_a_later_launch_moves_the_record_it_finds(tmp_path: Path) -> None:
     for text in ("seed: 1\n", "seed: 2\n", "seed: 3\n"):
-        RunRecord(tmp_path, text).after_load(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+        RunRecord(tmp_path, text).after_load(SimpleNamespace(), SimpleNamespace(destinations=()))  # type: ignore[arg-type]
     assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
     assert (tmp_path / "launches/1/config.yaml").read_text() == "seed: 1\n"
     assert (tmp_path / "launches/2/config.yaml").read_text() == "seed: 2\n"

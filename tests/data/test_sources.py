@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from streaming import Stream
 from streaming.base.storage.download import LocalDownloader
 
 from lcl_composer.config.schema import StreamConfig
+from lcl_composer.data import sources
 from lcl_composer.data.loader import DocumentLoader
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.data.writer import DocumentWriter
@@ -255,14 +255,14 @@ def test_two_jobs_decompress_a_shard_of_their_common_folder_once(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ):
     streams = [cast(DocumentStream, loader(remote, None).dataset) for _ in range(2)]
-    done, decompress = [], Stream._decompress_shard_part
+    done, write = [], sources.write_new
 
-    def slowly(self: Stream, zip_info: Any, zip_filename: str, raw_filename: str, compression: Any) -> None:
+    def slowly(path: str, content: bytearray) -> None:
         time.sleep(0.3)
-        decompress(self, zip_info, zip_filename, raw_filename, compression)
-        done.append(raw_filename)
+        write(path, content)
+        done.append(path)
 
-    monkeypatch.setattr(Stream, "_decompress_shard_part", slowly)
+    monkeypatch.setattr(sources, "write_new", slowly)
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(stream.prepare_shard, 0) for stream in streams]:
             future.result()

@@ -80,7 +80,15 @@ def test_the_best_is_the_lowest_loss_and_the_highest_recall(tmp_path: Path) -> N
 def test_other_evaluations_have_rows_beside_chance(tmp_path: Path) -> None:
     folders = []
     for seed, found in ((17, 0.25), (18, 0.35)):
-        found = {"top1": found, "top5": 0.5, "chance": 0.1, "CIDEr": 12.0, "chance/CIDEr": 3.5, "images": 40, "worst": "a"}
+        found = {
+            "top1": found,
+            "top5": 0.5,
+            "chance": 0.1,
+            "CIDEr": 12.0,
+            "chance/CIDEr": 3.5,
+            "images": 40,
+            "worst": "a",
+        }
         folder = write_run(tmp_path, f"run-s{seed}", seed=seed, evaluation={"classification": {}})
         path = folder / "summary.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "classification": found}))

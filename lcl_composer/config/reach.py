@@ -1,0 +1,66 @@
+"""What a YAML reaches beyond its own settings: to be read before one from elsewhere is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from lcl_composer.config.compose import ComposedConfig
+from lcl_composer.config.schema import RunConfig
+from lcl_composer.registry import callbacks, methods
+
+#: Parameters of components that name a model of the Hugging Face Hub, a file or a folder.
+_PRETRAINED = ("pretrained", "weights", "folder")
+
+
+def reach(composed: ComposedConfig) -> list[tuple[str, str]]:
+    """What the run reads of the environment, which drop-ins it runs, where it writes and what it fetches.
+
+    Returns:
+        What it does, and to what.
+    """
+    run = composed.run
+    rows = [("reads the variable", _variable(name, keys)) for name, keys in composed.variables.items()]
+    rows += [("runs the code in", file) for file in _drop_ins(run)]
+    rows += [("writes into", place) for place in dict.fromkeys(_written(run))]
+    rows += [("fetches or reads", place) for place in dict.fromkeys(_fetched(run))]
+    return rows + [("sends metrics by", name) for name in run.loggers if name in ("mlflow", "wandb")]
+
+
+def _variable(name: str, keys: list[str]) -> str:
+    state = "set" if name in os.environ else "not set"
+    return f"{name} ({state}), for {', '.join(dict.fromkeys(keys))}"
+
+
+def _drop_ins(run: RunConfig) -> Iterator[str]:
+    named = [(callbacks, name) for name in run.callbacks] + [(methods, run.method.name)]
+    for table, name in named:
+        if table.dropins and (file := table.dropins.find(name)):
+            yield str(file)
+
+
+def _streams(run: RunConfig) -> Iterator[tuple[str, str | None, bool]]:
+    """Folder and remote of each set of shards, and whether they are generated."""
+    for stream in (run.data.train, run.data.eval):
+        if stream is not None and stream.local is not None:
+            yield stream.local, stream.remote, stream.generate is not None
+        for source in (stream.streams or {}).values() if stream is not None else ():
+            yield source.local, source.remote, False
+
+
+def _written(run: RunConfig) -> Iterator[str]:
+    yield f"runs/{run.run_name}"
+    if not run.save_folder.startswith(f"runs/{run.run_name}/"):
+        yield run.save_folder
+    yield from (local for local, remote, made in _streams(run) if remote or made)
+
+
+def _fetched(run: RunConfig) -> Iterator[str]:
+    yield from (remote for _, remote, _ in _streams(run) if remote)
+    if run.load_path:
+        yield run.load_path
+    parts = [run.tokenizer, run.model.encoder, run.model.language_model]
+    for spec in (part.spec() for part in parts if part is not None):
+        for key in _PRETRAINED:
+            if spec.get(key):
+                yield str(spec.get("model_name") if spec[key] is True else spec[key])
