@@ -14,7 +14,7 @@ from streaming.base.format import FileInfo
 
 from lcl_composer.data.document import Document
 from lcl_composer.data.shards import read_places
-from lcl_composer.data.sources import DocumentSource, read_index
+from lcl_composer.data.sources import DocumentSource, trained_on
 from lcl_composer.errors import DataError
 from lcl_composer.preflight.finding import Finding, fail, ok, size, warn
 
@@ -110,7 +110,7 @@ def files(shard: dict[str, Any]) -> list[FileInfo]:
 def _look(source: DocumentSource, seen: Looked, settings: StreamConfig) -> None:
     """Fill in what is seen; what has to be fetched goes to a folder that is removed again."""
     if not source.can_fetch:
-        seen.shards, _ = read_index(_index(source))
+        seen.shards, _ = trained_on(_index(source))
         for shard in _ends(seen.shards):
             _check_here(source, shard)
         seen.documents = _documents(source.folder, seen.shards[0])
@@ -123,7 +123,7 @@ def _look(source: DocumentSource, seen: Looked, settings: StreamConfig) -> None:
             validate_hash=settings.validate_hash,
         )
         begun = time.monotonic()
-        seen.shards, _ = read_index(Path(elsewhere._download_file("index.json")))
+        seen.shards, _ = trained_on(Path(elsewhere._download_file("index.json")))
         for shard in _ends(seen.shards):
             info = files(shard)[0]
             elsewhere._download_file(info.basename)
