@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -55,7 +55,7 @@ class Memory(NamedTuple):
     activations: dict[str, Activations]
 
 
-def saved_bytes(model: Method, forward: Callable[[], Tensor]) -> int:
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of distinct memory, the model's own apart, that autograd keeps of a forward."""
     owned = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
     found: dict[int, torch.UntypedStorage] = {}  # held: a storage that is freed gives its number away

@@ -9,6 +9,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+#: Graphs of one kind of block, beyond which torch warns and compiles no more; its own limit is 8. There are
+#: up to six, for one or several images, with and without gradients, and while evaluating; of blocks that
+#: differ, as by their rate of stochastic depth, each has its own.
+_MOST_GRAPHS = 256
+
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The blocks of a network, from the input to the output; empty where it has none.
@@ -55,4 +60,6 @@ def compile_block(block: nn.Module, backend: str) -> None:
     Blocks of one class share what is compiled, since their weights are inputs of it. Lengths of documents are
     not seen: packed attention runs as it is, between the compiled pieces (``torch.compiler.disable``).
     """
+    torch._dynamo.config.optimize_ddp = False  # would cut graphs at DDP's buckets, which hold several blocks
+    torch._dynamo.config.recompile_limit = _MOST_GRAPHS
     block.forward = torch.compile(block.forward, dynamic=True, backend=backend)

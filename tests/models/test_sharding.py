@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document
+from lcl_composer.errors import ConfigError
 from lcl_composer.methods.method import Method
 from lcl_composer.models.blocks import blocks_of, recompute
 from lcl_composer.models.sharding import shard, whole_tensor
@@ -92,6 +93,12 @@ def on_a_rank(rank: int, ranks: int) -> dict[str, Any]:
             expected, losses = step(plain, rows), step(sharded, rows)
             found[f"{name} {holds}"] = (expected, losses, gradients(plain), gradients(sharded))
     return found
+
+
+def test_batch_norm_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ConfigError, match=r"parallelism\.fsdp: 1 is a BatchNorm"):
+        shard(model, [], torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

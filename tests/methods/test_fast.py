@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 
 from lcl_composer.build import build_trainer
 from lcl_composer.checkpoint import only_safe_loads, read_model_state
-from lcl_composer.config import compose
+from lcl_composer.config import RunConfig, compose
+from lcl_composer.errors import ConfigError
 from lcl_composer.export import export_run, load_encoder
+from lcl_composer.methods.fast import named_blocks
 from tests import runs
 from tests.algorithms.training import as_launched
 from tests.distributed import run_ranks
 from tests.methods.whole_runs import Cut, CutOff, pairs
+from tests.models.tiny import tiny_model
 
 pytestmark = pytest.mark.world_size(2)
 
@@ -35,6 +38,12 @@ CLIP = {
     "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.2, "fused": True},
 }
 COMPILED = {"compile": {"parts": ["encoder", "language_model"], "backend": "eager"}}
+
+
+def test_a_part_without_blocks_is_refused():
+    run = RunConfig(**runs.settings(Path("data"), compile={"parts": ["encoder", "pooler"]}))
+    with pytest.raises(ConfigError, match=r"compile\.parts: pooler is not made of repeated blocks"):
+        named_blocks(run, tiny_model())
 
 
 def settings(data: Path, **changes: Any) -> dict[str, Any]:
@@ -71,7 +80,7 @@ def on_a_rank(rank: int, ranks: int, folder: Path, data: Path, pair_data: Path) 
     fit(folder, settings(data, run_name="fsdp", **FSDP, **RECOMPUTED, **TOKENS), rank)
     fit(folder, settings(data, run_name="from_one", **FSDP), rank)
     fit(folder, settings(data, run_name="mixed", **FSDP, **TOKENS), rank, cut_at=3)
-    fit(folder, settings(data, run_name="mixed"), rank, cut_at=5)
+    fit(folder, settings(data, run_name="mixed", **COMPILED), rank, cut_at=5)
     fit(folder, settings(data, run_name="to_one", **FSDP), rank, cut_at=5)
     fit(folder, settings(pair_data, run_name="clip_ddp", **CLIP), rank)
     fit(folder, settings(pair_data, run_name="clip_fsdp", **CLIP, **FSDP, **RECOMPUTED, **COMPILED), rank)
