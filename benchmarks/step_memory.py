@@ -75,6 +75,9 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 def activations(model: Method) -> Activations:
     """What a further image and a further token keep."""
+    model.eval()  # in training OPT draws a number and looks at it, and here it has no contents
+    for block in (block for part in model.parts.values() for block in blocks_of(part)):
+        block.train()
     side, width = model.encoder.image_size, model.language_model.hidden_size  # type: ignore[union-attr]
 
     def images(count: int) -> int:
@@ -98,7 +101,7 @@ def measure(recipe: str) -> Memory:
     found: dict[str, Activations] = {}
     for name, every in {"none": 0, "half": 2, "all": 1}.items():
         with torch.device("meta"):
-            model = build_model(run, VOCABULARY).train()
+            model = build_model(run, VOCABULARY)
         for part in model.parts.values() if every else ():
             for block in blocks_of(part)[::every]:
                 recompute(block)
