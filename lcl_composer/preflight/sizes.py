@@ -42,7 +42,8 @@ class Sizes:
         sample: A document of the loader's batch: tokens and pixels.
         activations: What forward keeps of a document for backward, in float32.
         tokens: Mean tokens of these documents.
-        documents: What sample and activations were counted on, in words.
+        documents: Documents of the data that sample and activations were counted on; 0: there were none to
+            look at, and a document was taken to be as full as ``data.max_tokens`` lets it be.
         uncounted: Why the activations could not be counted; "" if they were.
     """
 
@@ -53,8 +54,15 @@ class Sizes:
     sample: int
     activations: int
     tokens: int
-    documents: str
+    documents: int
     uncounted: str = ""
+
+    @property
+    def basis(self) -> str:
+        """What sample and activations were counted on, in words."""
+        if self.documents:
+            return f"{self.documents} documents of the data"
+        return "documents that fill data.max_tokens, as there are none here to look at"
 
     @property
     def checkpoint(self) -> int:
@@ -157,8 +165,8 @@ def full_document(max_tokens: int, tokens_per_image: int) -> Document:
 
 def _largest(
     run: RunConfig, model: Method, tokenizer: Tokenizer, streams: Sequence[Sequence[Document]]
-) -> tuple[list[Sample], str]:
-    """The samples of the stream whose documents are the largest, and what they are."""
+) -> tuple[list[Sample], int]:
+    """The samples of the stream whose documents are the largest, and their number; 0 if they are made up."""
     tokens_per_image: Any = model.encoder.tokens_per_image
     layout = model.layout(tokenizer, layout_rules(run, tokens_per_image))
     size = run.data.image_size
@@ -174,10 +182,9 @@ def _largest(
 
     sets = [found for stream in streams if (found := samples(stream))]
     if not sets:
-        full = samples([full_document(run.data.max_tokens, tokens_per_image)])
-        return full, "documents that fill data.max_tokens, as there are none here to look at"
+        return samples([full_document(run.data.max_tokens, tokens_per_image)]), 0
     largest = max(sets, key=lambda each: sum(map(_sample_bytes, each)) / len(each))
-    return largest, f"{len(largest)} documents of the data"
+    return largest, len(largest)
 
 
 def _sample_bytes(sample: Sample) -> int:

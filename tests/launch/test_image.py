@@ -20,7 +20,7 @@ _SUITE, _MIRROR = "jammy", "http://archive.ubuntu.com/ubuntu"
 def why_not() -> str:
     """Why the image cannot be built here; "" if it can."""
     if not os.environ.get("LCL_BUILD_IMAGE"):
-        return "takes some 15 GB and ten minutes; LCL_BUILD_IMAGE=1 asks for it"
+        return "takes 15 GB of disk and some minutes; LCL_BUILD_IMAGE=1 asks for it"
     if os.geteuid() or not shutil.which("debootstrap"):
         return "needs root and debootstrap (apt-get install debootstrap)"
     return ""

@@ -105,6 +105,16 @@ def test_memory_of_a_gpu(data: Path) -> None:
         assert node.memory(smaller).status != "fail"
 
 
+def test_what_is_counted_on_made_up_documents_is_no_fault(data: Path, tmp_path: Path) -> None:
+    made = {"local": "made", "generate": {"name": "shapes", "documents": 8}}
+    plan = plan_of(data, data={"image_size": 16, "max_tokens": 64, "train": made}, gpu=True)
+    assert plan.sizes.documents == 0
+    with cards(1e3, total=1e3):
+        assert node.memory(plan).status == "warn"
+    with room(0):
+        assert node.shared_memory(plan, tmp_path).status == "warn"
+
+
 def test_fsdp_and_microbatches_of_tokens_need_less(data: Path) -> None:
     two = World(size=2, local_size=2)
     whole, cut = (plan_of(data, *overrides, world=two) for overrides in ([], ["parallelism.fsdp={}"]))

@@ -90,7 +90,8 @@ def test_checkpointing_keeps_less(data: Path) -> None:
 def test_without_documents_each_is_full(data: Path) -> None:
     run = plan_of(data).run
     full = measure(run, [])
-    assert "data.max_tokens" in full.documents
+    assert "data.max_tokens" in full.basis
+    assert measure(run, [DOCUMENTS]).basis == "8 documents of the data"
     assert full.sample > measure(run, [DOCUMENTS]).sample
     assert full.sample > 6 * 3 * 16 * 16  # images of 4 + 2 tokens in a context of 64
 
