@@ -171,7 +171,10 @@ class Preflight:
 
 def _check_all(plan: Plan, found: dict[str, Finding]) -> None:
     for name, check in CHECKS.items():
-        found[name] = tried(lambda check=check: check(plan))
+        finding = tried(lambda check=check: check(plan))
+        same = next((before for before, other in found.items() if other == finding), None)
+        repeated = same is not None and finding.status == "fail"
+        found[name] = fail(f"cannot be told before {same} is mended") if repeated else finding
 
 
 def _backends(nodes: Iterable[dict[str, Any]]) -> list[str]:

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.jobs import free_port
+from lcl_composer.errors import DataError
+from lcl_composer.preflight import run
+from lcl_composer.preflight.finding import Finding, fail, ok
+from lcl_composer.preflight.plan import Plan
 from tests import runs
 from tests.forked import Forked, module, ranks_of
+from tests.preflight.plans import plan_of
 
 MAIN = runs.ROOT / "lcl_composer/__main__.py"
 
@@ -33,6 +38,20 @@ def test_alone_in_one_process(tmp_path: Path, experiment: Path) -> None:
     assert {status for _, status in found.values()} <= {"ok", "warn"}
     assert output.splitlines()[-1].startswith("preflight: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_stops_several_checks_is_said_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(plan: Plan) -> Finding:
+        raise DataError("no such encoder")
+
+    monkeypatch.setattr(run, "CHECKS", {"memory": broken, "files": lambda plan: ok("many"), "disk": broken})
+    found: dict[str, Finding] = {}
+    run._check_all(plan_of(data), found)
+    assert found == {
+        "memory": fail("no such encoder"),
+        "files": ok("many"),
+        "disk": fail("cannot be told before memory is mended"),
+    }
 
 
 def one_rank(rank: int, size: int, port: int, *arguments: str) -> None:
