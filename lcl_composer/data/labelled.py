@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lcl_composer.json_data import load_json
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.interleave import TokenLayout
 from lcl_composer.data.shards import open_shards, read_texts
 from lcl_composer.data.sources import CLASSES_FILE
 from lcl_composer.errors import DataError
+from lcl_composer.json_data import load_json
 
 
 def class_name(document: Document) -> str:

@@ -218,9 +218,8 @@ def _evaluated(variants: Sequence[Variant]) -> Iterator[Quantity]:
 def chance_names(key: str) -> list[str]:
     """Under what an evaluation may say what chance gives of its number ``key``, the most exact first."""
     names = [f"chance/{key}", f"chance/{key.rpartition('/')[2]}"]
-    return (
-        names if re.search(r"(@|top[-_]?)(?!1$)\d+$", key) else [*names, "chance"]
-    )  # `chance` is of one guess
+    several = re.search(r"(@|top[-_]?)(?!1$)\d+$", key)  # ``chance`` is that of one guess
+    return names if several else [*names, "chance"]
 
 
 def _logged(variants: Sequence[Variant]) -> list[Quantity]:
