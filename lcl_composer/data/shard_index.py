@@ -113,7 +113,7 @@ def leads_out(name: Any) -> bool:
 
 
 def _check_links(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Refuse sub-folders of an index that are links out of its folder: shards are written and deleted there."""
+    """Refuse sub-folders that are links out of an index's folder: files are written and deleted there."""
     names = (info["basename"] for shard in entries for info in (shard["raw_data"], shard["zip_data"]) if info)
     root = os.path.realpath(path.parent)
     for folder in {os.path.dirname(name) for name in names} - {""}:
