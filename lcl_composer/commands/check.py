@@ -14,6 +14,7 @@ from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, 
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.reach import reach
 from lcl_composer.config.trial import Device, this_device
+from lcl_composer.errors import printable
 
 
 def print_check(path: Path, overrides: list[str], ranks: int, device: Device | None) -> None:
@@ -70,14 +71,16 @@ def _settings(composed: ComposedConfig) -> Table:
     table = folding_table("setting", "value", "source", title="Settings")
     for key, value in leaves(composed.run.model_dump(mode="json")):
         source = composed.source(key)
-        table.add_row(key, escape(_yaml(value)), escape(source), style="dim" if source == "default" else "")
+        table.add_row(
+            key, escape(printable(_yaml(value))), escape(source), style="dim" if source == "default" else ""
+        )
     return table
 
 
 def _reach(composed: ComposedConfig) -> Table:
     table = folding_table("the run", "", title="Beyond its settings")
     for what, place in reach(composed):
-        table.add_row(what, escape(place))
+        table.add_row(what, escape(printable(place)))
     return table
 
 

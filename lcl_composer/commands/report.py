@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from lcl_composer.errors import ConfigError
+from lcl_composer.errors import ConfigError, printable
 
 
 def write_report(folders: list[Path], out: Path) -> None:
@@ -30,5 +30,5 @@ def write_report(folders: list[Path], out: Path) -> None:
         raise ConfigError(f"report: --out {out}: cannot be written: {error.strerror}") from error
     for run in runs:
         for note in run.notes:
-            typer.echo(f"{run.name}: {note}")
+            typer.echo(printable(f"{run.name}: {note}"))
     typer.echo(f"{out}: {len(runs)} run{'s'[: len(runs) > 1]}, {len(page) / 1e6:.1f} MB")

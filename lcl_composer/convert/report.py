@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lcl_composer.data.document import Document
 from lcl_composer.data.words import document_words
+from lcl_composer.errors import printable
 from lcl_composer.json_data import load_json
 
 #: Failures named in the report for each reason; the counts, and ``failures.jsonl``, are always complete.
@@ -190,11 +191,11 @@ class ConversionReport:
 
     def table(self) -> Table:
         """Return the summary for the terminal."""
-        table = Table(title=escape(f"{self.kind}: {self.source}"), show_header=False, title_justify="left")
+        table = Table(title=_shown(f"{self.kind}: {self.source}"), show_header=False, title_justify="left")
         table.add_row("documents read", f"{self.read:,}")
         table.add_row("documents kept", _with_parts(self.documents, self.kept))
         for reason, count in self.dropped.most_common():
-            table.add_row(escape("  dropped: " + reason), f"{count:,}")
+            table.add_row(_shown("  dropped: " + reason), f"{count:,}")
         if self.split["documents"]:
             images, text = self.reach_unsplit
             table.add_row(
@@ -205,16 +206,16 @@ class ConversionReport:
             )
         table.add_row("images kept", f"{self.images.total:,}")
         for reason, count in self.dropped_images.most_common():
-            table.add_row(escape("  left out: " + reason), f"{count:,}")
+            table.add_row(_shown("  left out: " + reason), f"{count:,}")
         for reason in sorted({*self.cut_words, *self.cut_images}):
             words, images = self.cut_words[reason], self.cut_images[reason]
-            table.add_row(escape("cut from pages: " + reason), f"{words:,} words, {images:,} images")
+            table.add_row(_shown("cut from pages: " + reason), f"{words:,} words, {images:,} images")
         for reason, count in self.broken.most_common():
-            table.add_row(escape("broken files: " + reason), f"{count:,}")
+            table.add_row(_shown("broken files: " + reason), f"{count:,}")
         for what, count in self.mended.most_common():
-            table.add_row(escape("mended: " + what), f"{count:,}")
+            table.add_row(_shown("mended: " + what), f"{count:,}")
         for what, count in self.passed_over.most_common():
-            table.add_row(escape("not read: " + what), f"{count:,}")
+            table.add_row(_shown("not read: " + what), f"{count:,}")
         table.add_row("images a document", f"{self.images.mean:.1f} (median {self.images.median})")
         table.add_row("words a document", f"{self.words.mean:.0f} (median {self.words.median})")
         table.add_row("text tokens a document", f"{self.tokens.mean:.0f} (median {self.tokens.median})")
@@ -253,6 +254,11 @@ class ConversionReport:
         """Write everything but the time as JSON."""
         text = json.dumps(self.to_json(), indent=2, sort_keys=True, ensure_ascii=True)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def _shown(text: str) -> str:
+    """A text with names out of the data, for the terminal: no markup, and nothing that it obeys."""
+    return escape(printable(text))
 
 
 def _append(named: dict[str, list[str]], reason: str, names: list[str]) -> None:

@@ -29,7 +29,7 @@ from lcl_composer.data.image import OPEN_CLIP, Augmentation
 from lcl_composer.data.interleave import Layout
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.stream import DocumentStream
-from lcl_composer.errors import DataError
+from lcl_composer.errors import DataError, printable
 from lcl_composer.nodes import most_over_ranks
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class DocumentLoader(StreamingDataLoader):
     def _count(self, seen: int, problems: Sequence[str]) -> None:
         for number, problem in enumerate(problems, start=self.bad_samples + 1):
             if number <= _MOST_NAMED:
-                log.warning("skipped %s", problem)
+                log.warning("skipped %s", printable(problem))
             if number == _MOST_NAMED:
                 log.warning("further bad samples are counted but not named")
         self.seen += seen

@@ -17,8 +17,12 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 from PIL import EpsImagePlugin
+from rich.console import Console
 from selectolax.lexbor import LexborHTMLParser
 
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import DataError, LCLError, printable
 from lcl_composer.evaluation.outcomes import outcomes_file, read_outcomes
 from lcl_composer.inspect.survey import split_limits
@@ -27,6 +31,7 @@ from lcl_composer.report.pictures import inline
 from lcl_composer.report.report_page import embedded, policy, render
 from lcl_composer.report.run import read_runs
 from lcl_composer.report.transfer_page import render as render_transfer
+from tests.data.loaders import loader_of
 from tests.report.run_folders import write_run
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)><a href="javascript:alert(1)">{{ 7 * 7 }}'
@@ -211,3 +216,22 @@ def test_values_of_another_kind(tmp_path: Path, name: str) -> None:
         place[at[-1]] = ODD[number % len(ODD)]
         (folder / name).write_text(json.dumps(changed))
         assert "<html" in render(read_runs([folder]), "0"), (at, ODD[number % len(ODD)])
+
+
+def test_tables_and_logs_do_not_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reasons of a conversion name suffixes of a tar; a bad sample names its document and its source."""
+    report = ConversionReport("img2dataset", "a\x1b[2Jb", {})
+    report.dropped["of a format not read (.\x1b]0;x\x07)"] = 1
+    report.passed_over["\x9b31m in a tar"] = 1
+    Console(width=200).print(report.table())
+    document = Document("a\x1b[2J", "b\x1b]0;x\x07", (Text("1"), Image(b"x"), Text("2")))
+    with DocumentWriter(tmp_path / "set") as writer:
+        for _ in range(4):
+            writer.write(document)
+    made = loader_of(local=str(tmp_path / "set"), remote=None, batch_size=4, max_bad_fraction=1.0).dataloader
+    assert len(list(made)) == 1
+    for shown in (capsys.readouterr().out, caplog.text):
+        assert shown
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
