@@ -75,7 +75,12 @@ class Stage:
         print(f"| {what} | {seconds:.0f} s | {shown} | {line} | {'; '.join(bad) or 'yes'} |", flush=True)
 
     def compare(
-        self, name: str, nodes: int = 1, overrides: tuple[str, ...] = (), again: bool = True
+        self,
+        name: str,
+        nodes: int = 1,
+        overrides: tuple[str, ...] = (),
+        again: bool = True,
+        noted: bool = True,
     ) -> list[str]:
         """Launch a run once more, to its end, and say how it differs from the undisturbed one."""
         if again:
@@ -87,27 +92,30 @@ class Stage:
             launch = self.launch(self.whole[nodes].name, nodes=nodes)
             if any(launch.wait()):
                 raise RuntimeError(f"the undisturbed run failed:\n{launch.members[0].output[-3000:]}")
-        return differences(self.folder / name, self.whole[nodes], exact=nodes == 1)
+        return differences(self.folder / name, self.whole[nodes], nodes == 1, noted)
 
 
-def differences(found: Path, whole: Path, exact: bool) -> list[str]:
+def differences(found: Path, whole: Path, exact: bool, noted: bool = True) -> list[str]:
     """How a run differs from an undisturbed one.
 
     Two ranks are compared bit for bit. On four, sums have another order after a launch: DDP lays out its
     buckets anew after the first step of each, and a ring adds up what lies elsewhere in another order.
+    Batches are compared unless a launcher started ranks again, whose notes go to one file with the first's.
     """
-    batches, different = stitch(found)
-    expected, _ = stitch(whole)
-    bad = [f"batches {sorted(batches)}"] if sorted(batches) != sorted(expected) else []
-    bad += [f"batches {different} were others when trained again"] if different else []
-    wrong = [n for n in batches if n in expected and batches[n].documents != expected[n].documents]
-    bad += [f"batches {wrong} are others"] if wrong else []
     ours, theirs = weights(found), weights(whole)
     lost = [name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])]
     far = max((float((theirs[n] - ours[n]).abs().max()) for n in lost), default=0.0)
+    bad = []
     if lost and (exact or far > ROUNDING):
         bad.append(f"{len(lost)} of {len(theirs)} weights differ, by up to {far:.1g}")
-    return bad
+    if not noted:
+        return bad
+    batches, different = stitch(found)
+    expected, _ = stitch(whole)
+    bad += [f"batches {sorted(batches)}"] if sorted(batches) != sorted(expected) else []
+    bad += [f"batches {different} were others when trained again"] if different else []
+    wrong = [n for n in batches if n in expected and batches[n].documents != expected[n].documents]
+    return bad + ([f"batches {wrong} are others"] if wrong else [])
 
 
 def checkpoints(folder: Path) -> Path:
@@ -162,7 +170,7 @@ def fault(
     bad += [f"took {seconds:.0f} s"] if seconds > bound else []
     bad += [f"exit code {code}" for code in found if code not in codes]
     cure()
-    bad += stage.compare(name, options.get("nodes", 1), overrides)
+    bad += stage.compare(name, options.get("nodes", 1), overrides, again=any(found), noted=any(found))
     stage.row(what, seconds, found, lines[0], bad)
 
 
