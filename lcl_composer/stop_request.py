@@ -15,6 +15,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 #: Stands for the number of a signal where the launcher has died.
 LAUNCHER_GONE = 255
 
+#: What asks, the later the more it counts: at Ctrl-C the launcher sends SIGTERM to ranks that got SIGINT too.
+ASKED = (0, signal.SIGTERM, signal.SIGUSR1, LAUNCHER_GONE, signal.SIGINT)
+
 
 class Stopped(LCLError):
     """The run stopped when it was asked to, behind a checkpoint.
@@ -65,4 +68,4 @@ class StopRequest:
     def _note(self, number: int, frame: object) -> None:
         if number == self._received == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = self._received or number
+        self._received = max(self._received, number, key=ASKED.index)

@@ -16,7 +16,7 @@ from lcl_composer.errors import LCLError
 from lcl_composer.finite import not_finite
 from lcl_composer.last_word import launcher
 from lcl_composer.run_folder import CHECKPOINT_NAME, LATEST_NAME, RunFolder
-from lcl_composer.stop_request import LAUNCHER_GONE, Stopped, StopRequest
+from lcl_composer.stop_request import ASKED, LAUNCHER_GONE, Stopped, StopRequest
 
 
 class RunCheckpoints(CheckpointSaver):
@@ -64,10 +64,10 @@ class RunCheckpoints(CheckpointSaver):
         Raises:
             Stopped: On all ranks, once the checkpoint is written.
         """
-        asked = state.device.tensor_to_device(torch.tensor([self.stop.received]))
+        asked = state.device.tensor_to_device(torch.tensor([ASKED.index(self.stop.received)]))
         dist.all_reduce(asked, reduce_operation="MAX")
         super().batch_checkpoint(state, logger)
-        if not (number := int(asked.item())):
+        if not (number := ASKED[int(asked.item())]):
             return
         if self.last_checkpoint_batch != state.timestamp.batch:
             self._save_checkpoint(state, logger)
