@@ -134,8 +134,10 @@ def remote_away(seconds: float | None) -> Callable[[Stage, str], None]:
             back = threading.Timer(seconds + 8, lambda: away.rename(remote))
             start = time.monotonic()
             back.start()
-            codes = stage.launch(name).wait(300)
-            stage.row(what, time.monotonic() - start, codes, "(trains on)", stage.compare(name, again=False))
+            launch = stage.launch(name)
+            codes, line = launch.wait(300), launch.members[0].last_line()
+            bad = ["it ended"] if any(codes) else stage.compare(name, again=False)
+            stage.row(what, time.monotonic() - start, codes, line if bad else "(trains on)", bad)
         finally:
             if away.exists():
                 away.rename(remote)
@@ -159,7 +161,8 @@ def shard_damaged(stage: Stage, what: str) -> None:
     codes = launch.wait()
     lines = [line for line in launch.members[0].output.splitlines() if "fetching it again" in line]
     line = lines[0].strip() if lines else ""
-    bad = stage.compare(name, again=False) + ([] if line else ["not named"])
+    bad = ["it ended"] if any(codes) else stage.compare(name, again=False)
+    bad += [] if line else ["not named"]
     stage.row(what, time.monotonic() - start, codes, line, bad)
 
 

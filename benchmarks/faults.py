@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.jobs import stitch, write_experiment  # noqa: E402
 from benchmarks.launched_jobs import Launch  # noqa: E402
 from lcl_composer.checkpoint import read_model_state  # noqa: E402
+from lcl_composer.errors import LCLError  # noqa: E402
 
 BATCHES = 8
 SETTINGS = (f"max_duration={BATCHES}ba", "data.train.num_workers=1", "callbacks.record_batches.pause=0.2")
@@ -238,7 +239,7 @@ def main() -> int:
             if any(word in what for word in arguments.only):
                 try:
                     row(stage, what)
-                except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                except (RuntimeError, OSError, LCLError, subprocess.SubprocessError) as error:
                     stage.row(what, 0, [], str(error)[-1500:], ["could not be done"])
         if arguments.kills:
             random_kills(stage, arguments.kills, arguments.minutes, random.Random(arguments.seed))
