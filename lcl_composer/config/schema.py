@@ -141,7 +141,7 @@ class StreamConfig(Section):
     """Samples to fetch ahead a worker; null: StreamingDataset's default."""
     cache_limit: int | str | None = None
     """Disk space for the caches, in bytes or such as 100gb; null: no limit."""
-    download_retry: Annotated[int, Field(ge=0)] = 8
+    download_retry: Annotated[int, Field(ge=0)] = 12
     """Further attempts at a shard that cannot be fetched or arrives damaged, each after a longer pause."""
     download_timeout: PositiveFloat = 120.0
     """Seconds that a shard may take to arrive, all attempts together."""

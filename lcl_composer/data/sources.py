@@ -34,6 +34,8 @@ from lcl_composer.errors import DataError, one_line
 log = logging.getLogger(__name__)
 
 _INDEX = "index.json"
+#: Seconds between two attempts at a file, at most.
+_LONGEST_PAUSE = 10.0
 #: Beside a data set's index: how many documents each class has, and of which index that was counted.
 CLASSES_FILE = "classes.json"
 
@@ -254,7 +256,7 @@ class DocumentSource(Stream):
             except Exception as error:  # each kind of remote raises its own
                 self._downloader.clean_up()
                 problem = f"{type(error).__name__}: {one_line(error)}"
-            pause = min(0.5 * 2**attempt, deadline - time.monotonic())
+            pause = min(0.5 * 2**attempt, _LONGEST_PAUSE, deadline - time.monotonic())
             if attempt < retries and pause > 0:
                 time.sleep(pause)
         raise DataError(
