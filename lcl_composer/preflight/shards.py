@@ -118,7 +118,7 @@ def _look(source: DocumentSource, seen: Looked, settings: StreamConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="lcl-preflight-") as folder:
         elsewhere = DocumentSource(
             replace(source.source, local=folder),
-            download_retry=settings.download_retry,
+            download_retry=min(settings.download_retry, 2),  # a person waits for the answer
             download_timeout=settings.download_timeout,
             validate_hash=settings.validate_hash,
         )
