@@ -113,6 +113,8 @@ def _wants_shared_memory(link: BaseException) -> bool:
     """Whether an error says that shared memory is full."""
     text = str(link)
     full = "No space left" in text or getattr(link, "errno", None) == errno.ENOSPC or "Bus error" in text
+    if "DataLoader worker" in text and f"exit code {errno.ENOSPC}." in text:  # see _end_for_lost_batch
+        return True
     name = str(getattr(link, "filename", "") or "")
     return any(words in f"{text} {name}" for words in _SHARED_MEMORY) and (
         full or "creating shared memory" in text or "out of shared memory" in text

@@ -39,6 +39,10 @@ def raised_from(error: Exception, origin: Exception) -> Exception:
             "/dev/shm is full",
         ),
         (RuntimeError("DataLoader worker (pid 9) is killed by signal: Bus error."), "/dev/shm is full"),
+        (
+            RuntimeError("DataLoader worker (pid 9) exited unexpectedly with exit code 28. Details"),
+            "/dev/shm is full",
+        ),
         (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/000001_locals"), "/dev/shm is full"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +17,7 @@ import torch
 
 from benchmarks.jobs import Job, stitch, write_experiment
 from lcl_composer.checkpoint import read_model_state
-from lcl_composer.data.loader import _leave_end_to_parent
+from lcl_composer.data.loader import _begin_worker, _leave_end_to_parent
 from lcl_composer.stop_request import LAUNCHER_GONE, Stopped, StopRequest
 from lcl_composer.train import train
 from tests import runs
@@ -95,6 +97,35 @@ def test_a_worker_ends_by_its_parents_sigterm_alone():
     worker.terminate()
     worker.join(5)
     assert worker.exitcode == 0
+
+
+class Unsendable:
+    """What the queue's thread cannot pickle."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(self.message)
+
+
+def _hand_over(message: str) -> None:
+    _begin_worker(0)
+    queue = get_context("fork").Queue()
+    queue.put(Unsendable(message))
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [("unable to write to file </torch_1_2>: No space left on device (28)", errno.ENOSPC), ("else", 1)],
+)
+def test_a_worker_ends_when_its_batch_is_lost(message: str, code: int):
+    """Python would go on without it, and the training process would wait for ever."""
+    worker = get_context("fork").Process(target=_hand_over, args=(message,))
+    worker.start()
+    worker.join(20)
+    assert worker.exitcode == code
 
 
 @pytest.mark.slow

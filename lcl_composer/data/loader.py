@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -83,7 +86,7 @@ class DocumentLoader(StreamingDataLoader):
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=num_workers > 0,
             multiprocessing_context="fork" if can_fork else None,
-            worker_init_fn=_leave_end_to_parent if can_fork else None,
+            worker_init_fn=_begin_worker if can_fork else None,
         )
         self._max_bad_fraction = max_bad_fraction
         self.seen = 0
@@ -134,6 +137,24 @@ class DocumentLoader(StreamingDataLoader):
                 f"{self.bad_samples} of {self.seen} samples are bad, more than data.max_bad_fraction = "
                 f"{self._max_bad_fraction}; the last one: {problems[-1] if problems else 'see the log'}"
             )
+
+
+def _begin_worker(worker: int) -> None:
+    """Set up a worker process."""
+    _leave_end_to_parent(worker)
+    Queue._on_queue_feeder_error = staticmethod(_end_for_lost_batch)  # pyright: ignore
+
+
+def _end_for_lost_batch(error: BaseException, batch: Any) -> None:
+    """End a worker whose batch cannot be handed over.
+
+    Python prints a trace and goes on without the batch, for which the training process waits for ever. The
+    exit code is what it learns: ENOSPC where shared memory is full.
+    """
+    del batch
+    print(f"a batch could not be handed over: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    os._exit(errno.ENOSPC if full else 1)
 
 
 def _leave_end_to_parent(worker: int) -> None:
