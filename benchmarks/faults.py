@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.jobs import stitch, write_experiment  # noqa: E402
+from benchmarks.jobs import mount_private_memory, stitch, write_experiment  # noqa: E402
 from benchmarks.launched_jobs import Launch  # noqa: E402
 from lcl_composer.checkpoint import read_model_state  # noqa: E402
 from lcl_composer.errors import LCLError  # noqa: E402
@@ -230,6 +231,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60, help="stop killing after (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of these moments")
     arguments = parser.parse_args()
+    with suppress(OSError):
+        mount_private_memory()  # other jobs on this machine shall not be in the way
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
         stage = Stage(folder, write_experiment(folder))

@@ -76,7 +76,9 @@ def first_come() -> Iterator[None]:
     Streaming looks for a free number and takes it in two steps; of two jobs that start together the second
     stops with FileExistsError. The local leader of each job holds this while it builds a data set.
     """
-    with Path(tempfile.gettempdir(), f"lcl_composer_{os.getuid()}.lock").open("w") as file:
+    # Beside what they contend for: jobs may have temporary folders of their own and share the memory.
+    folder = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    with (folder / f"lcl_composer_{os.getuid()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
