@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composer.core import Callback
+from composer.loggers import LoggerDestination
 from rich.console import Console
 
 from lcl_composer.callbacks.curves import Curves
@@ -174,3 +177,23 @@ def test_without_held_out_documents_retrieval_is_left_out(tmp_path: Path) -> Non
 def test_a_missing_probe_folder_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="absent"):
         FrozenProbe(str(tmp_path / "absent"), str(tmp_path / "absent"), SIDE)
+
+
+class Shown(LoggerDestination):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, np.ndarray] = {}
+
+    def log_images(self, images: Any, name: str = "", *_: Any, **__: Any) -> None:
+        self.pictures[name] = images
+
+
+def test_loggers_get_the_gallery_as_a_picture(tmp_path: Path) -> None:
+    shown = Shown()
+    table = EndTable(tmp_path, {"retrieval": HeldOutRetrieval(Words(), max_images=4)})
+    trainer = make_trainer([table], [JsonLinesLogger(tmp_path / "metrics.jsonl"), shown], duration="1ba")
+    trainer.fit()
+    trainer.close()
+    queries = json.loads((tmp_path / "gallery.json").read_text())["text_to_image"]
+    assert len(shown.pictures["gallery"]) == 112 * len(queries) > 0
