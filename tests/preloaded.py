@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 
 import composer.algorithms  # noqa: F401
+import distributed  # noqa: F401
 import hypothesis  # noqa: F401
 import matplotlib.backends.backend_agg  # noqa: F401
 import open_clip  # noqa: F401

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import platform
 import shutil
-import signal
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lcl_composer.convert.cluster import open_cluster
+from lcl_composer.convert.machines import Home, package_versions
+from lcl_composer.convert.pools import RemoteTask, local_pool, run_parts
 from lcl_composer.convert.progress import Progress
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.result import FAILURES_FILE, REPORT_FILE, clean_up, merge_parts, put_in_place, send
-from lcl_composer.convert.source import Part, Source
+from lcl_composer.convert.source import Source
 from lcl_composer.convert.upload import check_remote, is_remote
 from lcl_composer.convert.work import STATE, WorkFolder
 from lcl_composer.convert.worker import Job, convert_part
 from lcl_composer.errors import ConfigError, DataError, one_line
-
-#: Packages that have a say in the bytes of the output.
-_PACKAGES = (
-    "lcl-composer", "mosaicml-streaming", "pillow", "pyarrow", "selectolax", "zstd",
-    "webencodings", "chardetng-py",
-)  # fmt: skip
-_ticks: Any = None  # in a worker process: the count of records shared with the parent
 
 
 def convert(
@@ -42,6 +32,7 @@ def convert(
     work: Path | None = None,
     shard_size: int = 1 << 26,
     progress: bool = True,
+    cluster: str | None = None,
 ) -> ConversionReport:
     """Convert a source into MDS shards of Documents.
 
@@ -59,20 +50,23 @@ def convert(
             are uploaded from it as parts are finished. None for OUT.partial.
         shard_size: Bytes a shard before compression.
         progress: Show a progress bar.
+        cluster: Scheduler of dask.distributed whose workers convert the parts: an address
+            (``tcp://host:8786``) or its scheduler file. All machines must share source and work folder.
 
     Raises:
-        ConfigError: If an option is out of range.
+        ConfigError: If an option is out of range, or no scheduler answers.
         DataError: If the source is not there or gives no document, ``out`` exists already, or a conversion
             with other settings was begun.
     """
     source.check()
     _check_options(source, held_out, workers, shard_size)
+    _check_cluster(cluster, workers, out, work)
     options = {**source.options(), "held_out": held_out, "shard_size": shard_size}
-    report = ConversionReport(source.kind, str(source.source), options, _versions())
+    report = ConversionReport(source.kind, str(source.source), options, package_versions())
     remote = out.rstrip("/") if work is not None or is_remote(out) else None
     job = Job(source, _work_root(out, work), remote, held_out, shard_size)
     try:
-        return _convert(job, out, report, workers or _cores(), progress)
+        return _convert(job, out, report, cluster or workers or _cores(), progress)
     except OSError as error:
         where, what = error.filename or out, error.strerror or one_line(error)
         raise DataError(
@@ -80,7 +74,9 @@ def convert(
         ) from error
 
 
-def _convert(job: Job, out: str, report: ConversionReport, workers: int, progress: bool) -> ConversionReport:
+def _convert(
+    job: Job, out: str, report: ConversionReport, workers: int | str, progress: bool
+) -> ConversionReport:
     """Convert what is not finished and put it together; return the report."""
     started = time.monotonic()
     target = Path(out)
@@ -133,22 +129,24 @@ def _check_options(source: Source, held_out: float, workers: int | None, shard_s
         raise ConfigError(f"shard_size is {shard_size}; use 1 KiB to 4 GiB")
 
 
+def _check_cluster(cluster: str | None, workers: int | None, out: str, work: Path | None) -> None:
+    if cluster is None:
+        return
+    if workers is not None:
+        raise ConfigError(f"workers is {workers}, which are this machine's; with --cluster leave it out")
+    if work is not None and not is_remote(out):
+        raise ConfigError(
+            f"{out}: with --cluster leave --work out, as unfinished work lies beside OUT on the file system "
+            "that all share; --work is for remotes such as s3://"
+        )
+
+
 def _work_root(out: str, work: Path | None) -> Path:
     if work is not None:
         return work
     if is_remote(out):
         raise DataError(f"{out} is a remote: name a local folder for unfinished work with --work")
     return Path(out).with_name(Path(out).name + ".partial")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout
-            found[name] = "unknown"
-    return found
 
 
 def _identity(report: ConversionReport) -> dict[str, Any]:
@@ -203,70 +201,17 @@ def _nothing_found(report: ConversionReport, source: Source) -> str:
     )
 
 
-def _convert_parts(job: Job, folder: WorkFolder, count: int, workers: int, show: bool) -> None:
-    """Convert the parts that are not finished."""
-    left = sum(1 for _ in folder.parts())
-    with Progress(job.source.kind, count, count - left, show) as bar:
-        if min(workers, left) > 1:
-            _in_processes(job, folder, min(workers, left), bar)
-            return
-        for index, part in folder.parts():
-            convert_part(job, index, part, bar.count_document)
-            bar.count_part()
-
-
-def _in_processes(job: Job, folder: WorkFolder, workers: int, bar: Progress) -> None:
-    # A server without threads forks the workers; it imports what they need once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    ticks = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
-        running: set[Future[None]] = set()
-        try:
-            for index, part in folder.parts():
-                running.add(pool.submit(_convert_part, job, index, part))
-                while len(running) >= 2 * workers:  # so that parts wait in the plan, not in memory
-                    running = _collect(running, bar, ticks)
-            while running:
-                running = _collect(running, bar, ticks)
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"{folder.root}: a worker process died (out of memory?); start again to continue, "
-                "perhaps with fewer workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _collect(running: set[Future[None]], bar: Progress, ticks: Any) -> set[Future[None]]:
-    done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-        bar.count_part()
-    bar.show_documents(ticks.value)
-    return running
-
-
-def _start_worker(ticks: Any) -> None:
-    global _ticks
-    _ticks = ticks
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what happened
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End with the parent, however it ends: an orphan would write on in the folder of the next start."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _convert_part(job: Job, index: int, part: Part) -> None:
-    convert_part(job, index, part, _count_tick)
-
-
-def _count_tick() -> None:
-    with _ticks.get_lock():
-        _ticks.value += 1
+def _convert_parts(job: Job, folder: WorkFolder, count: int, workers: int | str, show: bool) -> None:
+    """Convert the parts that are not finished: in so many processes, or by the workers of a scheduler."""
+    finished = folder.finished(count)
+    parts, left = folder.parts(finished), finished.count(0)
+    with Progress(job.source.kind, count, count - left, show) as bar, ExitStack() as stack:
+        if isinstance(workers, str) and left:
+            task = RemoteTask(job, Home.here(job, stack.enter_context(folder.scratch("run"))))
+            run_parts(stack.enter_context(open_cluster(workers, task)), parts, bar)
+        elif isinstance(workers, int) and min(workers, left) > 1:
+            run_parts(stack.enter_context(local_pool(job, min(workers, left))), parts, bar)
+        else:
+            for index, part in parts:
+                convert_part(job, index, part, bar.count_document)
+                bar.count_part()

@@ -74,7 +74,8 @@ def suffix_of(name: str) -> str:
 
     A query of a URL in the name (``a.jpg?w=640``) is no part of it.
     """
-    stem, suffix = os.path.splitext(_QUERY.sub("", os.path.basename(name)).lower())
+    base = name[name.rfind("/") + 1 :].lower()
+    stem, suffix = os.path.splitext(_QUERY.sub("", base) if "?" in base else base)
     return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
 
 

@@ -24,11 +24,13 @@ class Part:
         name: What messages call it.
         files: Files below the source whose size and time tell whether it changed; one may be missing.
         items: What the source needs to read it, as JSON values.
+        stamps: Size and time of each file when it was planned, None for one that was missing.
     """
 
     name: str
     files: tuple[str, ...]
     items: Any = None
+    stamps: list[list[int] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

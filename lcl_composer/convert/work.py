@@ -16,12 +16,15 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lcl_composer.convert.source import Part, Source
 from lcl_composer.errors import DataError
@@ -71,8 +74,7 @@ class WorkFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise DataError(f"{self.root}: another conversion is at work here; wait for it") from error
-            shutil.rmtree(self.state / "tmp", ignore_errors=True)
-            (self.state / "tmp").mkdir()
+            self._clear_scratch()
             (self.state / "parts").mkdir(exist_ok=True)
             try:
                 yield
@@ -80,6 +82,14 @@ class WorkFolder:
                 if not self.started:  # refused before anything was converted
                     shutil.rmtree(self.root, ignore_errors=True)
                 raise
+
+    def _clear_scratch(self) -> None:
+        """Take away what processes left; one on another machine may be at work in it until it looks."""
+        old = self.state / f"old-{uuid4().hex}"
+        with suppress(FileNotFoundError):
+            os.rename(self.state / "tmp", old)
+        shutil.rmtree(old, ignore_errors=True)
+        (self.state / "tmp").mkdir()
 
     def begin(self, manifest: dict[str, Any], source: Source) -> int:
         """Write down what is converted and how, or check that it is what was begun here.
@@ -132,13 +142,26 @@ class WorkFolder:
                 count += 1
         return count
 
-    def parts(self) -> Iterator[tuple[int, Part]]:
+    def finished(self, count: int) -> bytearray:
+        """Return a 1 for each part that is finished, of ``count``.
+
+        They are found by one look at the folder: hundreds of thousands on a network would take minutes.
+        """
+        found = bytearray(count)
+        with os.scandir(self.state / "parts") as entries:
+            for entry in entries:
+                number, _, suffix = entry.name.partition(".")
+                if suffix == "json":
+                    found[int(number)] = 1
+        return found
+
+    def parts(self, finished: bytearray) -> Iterator[tuple[int, Part]]:
         """Yield the parts that are not finished, with their numbers."""
         with open(self._plan) as file:
             for index, line in enumerate(file):
-                if not self.record(index).is_file():
+                if not finished[index]:
                     facts = json.loads(line)
-                    yield index, Part(facts["name"], tuple(facts["files"]), facts["items"])
+                    yield index, Part(facts["name"], tuple(facts["files"]), facts["items"], facts["stamps"])
 
     def record(self, index: int) -> Path:
         """Return the file that says that a part is finished."""
@@ -164,17 +187,46 @@ class WorkFolder:
             os.replace(folder / "text", path)
 
 
+def check_stamps(source: Source, part: Part) -> None:
+    """Refuse a part whose files are no longer those that were planned, or other ones on this machine.
+
+    Raises:
+        DataError: If one differs in size or time, or whether it is there.
+    """
+    if part.stamps is None:
+        return
+    root = _root(source)
+    for name, planned in zip(part.files, part.stamps, strict=True):
+        if planned != (found := stamp(root + name)):
+            raise DataError(
+                f"{source.source}: {name!r} on {socket.gethostname()} is not the file that was planned "
+                f"({_shown(planned)}, now {_shown(found)}); the source must stay as it is, and be the same "
+                "on every machine"
+            )
+
+
+def _shown(stamp: list[int] | None) -> str:
+    if stamp is None:
+        return "missing"
+    return f"{stamp[0]:,} bytes of {datetime.fromtimestamp(stamp[1] / 1e9):%Y-%m-%d %H:%M:%S.%f}"
+
+
 def _plan_lines(source: Source) -> Iterator[str]:
+    root = _root(source)
     for part in source.parts():
-        stamps = [_stamp(source, file) for file in part.files]
+        stamps = [stamp(root + name) for name in part.files]
         yield json.dumps({"name": part.name, "files": part.files, "items": part.items, "stamps": stamps})
 
 
-def _stamp(source: Source, name: str) -> list[int] | None:
-    """Return size and time of a file, None if it is not there."""
-    root = source.source if source.source.is_dir() else source.source.parent
+def _root(source: Source) -> str:
+    """Return where the files of parts lie, with a slash: to join 300,000 paths takes long."""
+    return f"{source.source if source.source.is_dir() else source.source.parent}/"
+
+
+def stamp(path: str | Path) -> list[int] | None:
+    """Return size in bytes and time in nanoseconds of a file, None if it is not there."""
     try:
-        facts = os.stat(root / name)
+        facts = os.stat(path)
     except OSError:
         return None
     return [facts.st_size, facts.st_mtime_ns]

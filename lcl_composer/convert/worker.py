@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +17,7 @@ from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
 from lcl_composer.convert.text import valid_text
 from lcl_composer.convert.upload import upload
-from lcl_composer.convert.work import WorkFolder
+from lcl_composer.convert.work import WorkFolder, check_stamps
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.words import has_words
 from lcl_composer.data.writer import DocumentWriter
@@ -60,9 +60,13 @@ def split_folder(split: str) -> str:
 def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> None:
     """Convert a part and record it as finished. ``tick`` is called for every record.
 
-    Doing it again gives the same bytes: what a killed process left of it is replaced.
+    Doing it again gives the same bytes, and does no harm while another process does it, or has done it.
+
+    Raises:
+        DataError: If its files are not those that were planned.
     """
     work = WorkFolder(job.root)
+    check_stamps(job.source, part)
     report = ConversionReport(job.source.kind, str(job.source.source), {})
     splitter = Splitter(job.source)
     with work.scratch(f"{index:05d}") as scratch:
@@ -156,10 +160,8 @@ def _store(job: Job, work: WorkFolder, scratch: Path, split: str, index: int) ->
     folder = f"{index:05d}"
     if job.remote is None:
         target = work.root / split_folder(split) / folder
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # of a process killed before it could write the record
-            shutil.rmtree(target)
-        os.rename(made, target)
+        target.parent.mkdir(exist_ok=True)  # not its parents: a finished conversion has moved the folder away
+        _publish(made, target, scratch)
     else:
         remote = "/".join(filter(None, (job.remote, split_folder(split), folder)))
         sending = scratch / "upload" / split
@@ -169,6 +171,26 @@ def _store(job: Job, work: WorkFolder, scratch: Path, split: str, index: int) ->
             if shard[key]:
                 shard[key]["basename"] = f"{folder}/{shard[key]['basename']}"
     return shards
+
+
+def _publish(made: Path, target: Path, scratch: Path) -> None:
+    """Rename a folder of shards to its place, in one step.
+
+    What is there is of a process that died before the record, or that does this part, too. It has the same
+    bytes and stays, but for files that a machine lost power over.
+    """
+    try:
+        os.rename(made, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if _sizes(target) != _sizes(made):
+            os.rename(target, scratch / f"{made.name}-lost")
+            os.rename(made, target)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
 def _stored_bytes(shard: dict[str, Any]) -> int:
