@@ -44,6 +44,7 @@ def viewer_of_run(path: Path, flags: set[str], epoch: int) -> tuple[Viewer, int]
 
     from lcl_composer import registry
     from lcl_composer.config import compose
+    from lcl_composer.data.image import Augmentation
     from lcl_composer.methods.build import build_tokenizer, layout_rules
 
     if twice := sorted(flags & _OF_THE_RUN):
@@ -52,7 +53,8 @@ def viewer_of_run(path: Path, flags: set[str], epoch: int) -> tuple[Viewer, int]
     with torch.device("meta"):
         encoder = registry.encoders.build(run.model.encoder.spec())
     rules = layout_rules(run, encoder.tokens_per_image)
-    return Viewer(build_tokenizer(run), rules, run.seed, epoch), run.data.image_size
+    augmentation = Augmentation(run.data.crop_scale, run.data.flip_probability)
+    return Viewer(build_tokenizer(run), rules, run.seed, epoch, augmentation), run.data.image_size
 
 
 def print_inspection(

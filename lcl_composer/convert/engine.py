@@ -14,6 +14,7 @@ from lcl_composer.convert.cluster import open_cluster
 from lcl_composer.convert.machines import Home, package_versions
 from lcl_composer.convert.pools import RemoteTask, local_pool, run_parts
 from lcl_composer.convert.progress import Progress
+from lcl_composer.convert.referred import Referred
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.result import FAILURES_FILE, REPORT_FILE, clean_up, merge_parts, put_in_place, send
 from lcl_composer.convert.source import Source
@@ -92,6 +93,7 @@ def _convert(
         count = folder.begin({**_identity(report), "out": out}, job.source)
         _convert_parts(job, folder, count, workers, progress)
         with folder.scratch("result") as result:
+            report.referred = Referred.load(folder.all_referred())
             job.source.survey(report)
             merge_parts(folder, count, report, result)
             _check_splits(report, job, folder, result)

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -136,7 +136,7 @@ def inside(root: Path, name: Any, base: Path | None = None, links_into: Path | N
         raise Rejected("no file name")
     try:
         lexical = os.path.join(base or root, name)
-        path = os.path.realpath(lexical)
+        path = _real_path(lexical)
         within = _is_in(path, _real(root))
         if not within and (target := links_into or snapshot_blobs(root)):
             within = _is_in(os.path.abspath(lexical), os.path.abspath(root)) and _is_in(path, _real(target))
@@ -147,9 +147,24 @@ def inside(root: Path, name: Any, base: Path | None = None, links_into: Path | N
     return Path(path)
 
 
-@cache
-def _real(folder: Path) -> str:
+def _real_path(path: str) -> str:
+    """Return ``os.path.realpath``; where folders lead is looked up once, as pages show many files of one."""
+    folder, name = os.path.split(path)
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    path = os.path.join(_real(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@lru_cache(maxsize=1 << 12)
+def _real(folder: str | Path) -> str:
     return os.path.realpath(folder)
+
+
+def forget_folders() -> None:
+    """Look up anew where folders lead: the next conversion of a worker that stays may find other links."""
+    _real.cache_clear()
+    snapshot_blobs.cache_clear()
 
 
 def _is_in(path: str, folder: str) -> bool:

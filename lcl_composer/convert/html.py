@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from lcl_composer.convert.assemble import Assembler
 from lcl_composer.convert.encoding import decode_html
-from lcl_composer.convert.files import batched, inside, walk
+from lcl_composer.convert.files import batched, inside, suffix_of, walk
 from lcl_composer.convert.images import SUFFIXES, read_file
 from lcl_composer.convert.long_documents import Interleaved
 from lcl_composer.convert.page_images import ImageReference, is_stand_in
-from lcl_composer.convert.pictures import is_blank, read_picture
+from lcl_composer.convert.pictures import is_blank, meant_files, read_picture
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected
 from lcl_composer.convert.text import display_name, speaks
@@ -49,6 +49,13 @@ class HTML(Interleaved):
     kind: ClassVar[str] = "html"
     reads: ClassVar[frozenset[str]] = _SUFFIXES | SUFFIXES
 
+    def survey(self, report: ConversionReport) -> None:
+        """Count what is of no kind that is read, and images that no page shows."""
+        super().survey(report)
+        for name in walk(self.source, SUFFIXES, self.links_into):
+            if name not in report.referred:
+                report.pass_over(f"{suffix_of(name)} images that no page shows", display_name(name))
+
     def parts(self) -> Iterator[Part]:
         """Yield pages by the hundred."""
         for pages in batched(walk(self.source, _SUFFIXES, self.links_into), _PART_PAGES):
@@ -68,10 +75,13 @@ class HTML(Interleaved):
         assembler = Assembler(name, self.max_images, report)
         headings = []
         for part in page.content():
+            image = part.image if isinstance(part, Cut) else part
+            if isinstance(image, ImageReference):
+                report.referred.names.update(self._files_of(image, path.parent, page.base))
             if isinstance(part, Cut):
                 report.cut_words[part.reason] += part.words
                 if part.image is not None:
-                    report.cut_image(part.reason, f"{name}: {part.image[:200]}")
+                    report.cut_image(part.reason, f"{name}: {part.image.label[:200]}")
             elif isinstance(part, ImageReference):
                 assembler.image(part.label, lambda image=part: self._read(image, path.parent, page.base))
             else:
@@ -79,6 +89,11 @@ class HTML(Interleaved):
                 headings += [part.text] if part.heading else []
         document = Document(name, f"{self.source.name}/{name}", tuple(assembler.segments))
         yield Converted(document, name, headings=tuple(headings))
+
+    def _files_of(self, image: ImageReference, folder: Path, base: str) -> Iterator[str]:
+        """Yield the files below the source that an image may mean."""
+        for url in (*image.urls, *image.stand_ins):
+            yield from meant_files(_absolute(url, base), self.source, folder)
 
     def _read(self, image: ImageReference, folder: Path, base: str) -> bytes:
         """Return the first picture that an image of a page in ``folder`` may mean.

@@ -30,6 +30,7 @@ class ImageFolder(Source):
 
     kind: ClassVar[str] = "imagefolder"
     has_splits: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = SUFFIXES
 
     def _splits(self) -> list[str]:

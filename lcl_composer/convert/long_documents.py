@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Source
 from lcl_composer.data.document import Document, Segment, Text
 from lcl_composer.data.interleave import LayoutRules, lay_out
-from lcl_composer.data.tokenizer import loaded_tokenizer, structural_ids
+from lcl_composer.data.tokenizer import Tokenizer, loaded_tokenizer, structural_ids
 from lcl_composer.errors import ConfigError
 
 #: ``<start_of_text>`` and ``<end_of_text>`` of a document, or ``<start_of_img>`` and ``<end_of_img>``.
@@ -61,6 +62,22 @@ class Interleaved(Source):
             )
 
 
+class _Remembering:
+    """A tokenizer that encodes each text of a document once, for counting and for the layout."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.known: dict[str, list[int]] = {}
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        if (ids := self.known.get(text)) is None:
+            ids = self.known[text] = self._tokenizer.encode(text)
+        return ids
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 class Splitter:
     """Splits the documents of a source, by the tokens that training will count.
 
@@ -70,8 +87,9 @@ class Splitter:
 
     def __init__(self, source: Source) -> None:
         limits = source if isinstance(source, Interleaved) and source.max_tokens else None
-        self._tokenizer = loaded_tokenizer(source.tokenizer if isinstance(source, Interleaved) else "clip")
-        self._structural = structural_ids(self._tokenizer)
+        tokenizer = loaded_tokenizer(source.tokenizer if isinstance(source, Interleaved) else "clip")
+        self._tokenizer = _Remembering(tokenizer)
+        self._structural = structural_ids(tokenizer)
         # Most texts are counted again when their document is divided, and in the piece that they come to.
         self._count = lru_cache(maxsize=4096)(self._count_tokens)
         self._rules = LayoutRules(limits.tokens_per_image, limits.max_tokens) if limits else None
@@ -90,6 +108,7 @@ class Splitter:
             sample: The document and its headings.
             report: Counts what was split, and what training would have cut.
         """
+        self._tokenizer.known.clear()
         document, tokens = sample.document, self._count_texts(sample.document.segments)
         pieces = self._divide(sample, tokens)
         if len(pieces) < 2:
@@ -114,7 +133,7 @@ class Splitter:
     def _add_rescued(self, document: Document, report: ConversionReport) -> None:
         """Count what reaches no loss where the document is laid out whole."""
         assert self._rules is not None
-        layout = lay_out(document, self._tokenizer, self._rules, np.random.default_rng(0))
+        layout = lay_out(document, cast(Tokenizer, self._tokenizer), self._rules, np.random.default_rng(0))
         report.split["images rescued"] += len(document.images) - len(layout.images)
         report.split["tokens rescued"] += layout.cut_tokens
 

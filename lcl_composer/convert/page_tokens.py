@@ -85,6 +85,8 @@ Token = str | ImageReference | Edge
 
 #: What a token may stand in that has a say in what is read.
 _INSIDES = ("main", "section", "quote", "link", "noscript", "pre", "unread")
+#: Elements that are one of these by their own name.
+_HOLDERS = _SECTIONS | {"a", "noscript", "pre"}
 _EDGE, _HEADING = Edge(), Edge(heading=True)
 
 
@@ -133,9 +135,9 @@ class PageTokens:
             if isinstance(item, LexborNode):
                 if item.is_text_node:
                     self._text(item.text_content or "")
-                elif item.is_element_node and not _is_unread(item):
-                    stack.extend(self._enter(item))
-                    if not self._image(item):
+                elif item.is_element_node and not _is_unread(item, tag := item.tag or ""):
+                    stack.extend(self._enter(item, tag))
+                    if tag not in IMAGE_TAGS or not self._image(item, tag):
                         stack.extend(reversed(list(item.iter(include_text=True))))
             elif isinstance(item, str):
                 self._inside[item] -= 1
@@ -144,9 +146,9 @@ class PageTokens:
             else:
                 item.end = len(self.row)
 
-    def _enter(self, node: LexborNode) -> list[Region | Edge | str]:
+    def _enter(self, node: LexborNode, tag: str) -> list[Region | Edge | str]:
         """Note that an element begins; return what is to be done at its end, last thing first."""
-        tag, attributes = node.tag or "", node.attributes
+        attributes = node.attributes
         leave: list[Region | Edge | str] = []
         if tag in _BLOCKS:
             self._edge(_HEADING if tag in _HEADINGS else _EDGE)
@@ -169,6 +171,8 @@ class PageTokens:
             self._mains.append(len(self.row))
         elif tag == "h1":
             self._titles.append(len(self.row))
+        if region is None and not is_main and tag not in _HOLDERS:
+            return leave
         for name, holds in (
             ("main", is_main),
             ("section", is_main or tag in _SECTIONS),
@@ -194,13 +198,11 @@ class PageTokens:
             text = text.translate(_INVISIBLE)
         self._add(text, count_words(text))
 
-    def _image(self, node: LexborNode) -> bool:
+    def _image(self, node: LexborNode, tag: str) -> bool:
         """Add the image that an element shows; say whether nothing else is in the element."""
-        if node.tag not in IMAGE_TAGS:
-            return False
         image = image_reference(node)
         if image is None:
-            return node.tag in ("embed", "video")
+            return tag in ("embed", "video")
         if self._inside["noscript"]:
             image = replace(image, copy=True)
         before = next((i for i in reversed(range(len(self.row))) if not _is_gap(self.row[i])), None)
@@ -223,10 +225,10 @@ def _is_gap(token: Token) -> bool:
     return isinstance(token, Edge) or (isinstance(token, str) and not token.strip())
 
 
-def _is_unread(node: LexborNode) -> bool:
+def _is_unread(node: LexborNode, tag: str) -> bool:
     """Say whether an element holds nothing for readers, like the sign that links to its own heading."""
-    if node.tag != "a" or not (node.attributes.get("href") or "").startswith("#"):
-        return node.tag in _UNREAD
+    if tag != "a" or not (node.attributes.get("href") or "").startswith("#"):
+        return tag in _UNREAD
     return not any(map(str.isalnum, node.text())) and node.css_first("img, picture, svg") is None
 
 

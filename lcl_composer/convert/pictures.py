@@ -13,6 +13,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
@@ -63,15 +64,9 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folders: Sequenc
     Raises:
         Rejected: If it means no such image, or one the rules refuse.
     """
-    reference = _URL_BREAKS.sub("", reference.strip())
-    try:
-        url = urlsplit(reference)
-    except ValueError as error:
-        raise Rejected("src is no URL") from error
+    reference, url = _split(reference, root)
     if url.scheme == "data":
         return accept_image(_embedded(reference), rules)
-    if url.scheme == "file":
-        url = url._replace(scheme="", netloc="", path=url.path.removeprefix(str(root.absolute())))
     if url.scheme or url.netloc:
         raise Rejected("not a local file")
     if not url.path or "\0" in reference:
@@ -82,6 +77,40 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folders: Sequenc
         for name in _names(url)
     )
     return read_image(_there(paths), rules)
+
+
+@lru_cache(maxsize=1 << 14)  # pages of a site show the same pictures
+def meant_files(reference: str, root: Path, folder: Path) -> tuple[str, ...]:
+    """Return the files that a reference of a page in ``folder`` may mean, by their paths in ``root``."""
+    try:
+        _, url = _split(reference, root)
+    except Rejected:
+        return ()
+    if url.scheme or url.netloc:
+        return ()
+    start = os.path.join(os.path.normpath(root), "")
+    paths = (
+        os.path.normpath(os.path.join(base, name))
+        for base in _bases(url.path, root, [folder])
+        for name in _names(url)
+    )
+    return tuple(path[len(start) :] for path in paths if path.startswith(start))
+
+
+def _split(reference: str, root: Path) -> tuple[str, SplitResult]:
+    """Return a reference without line breaks, and as a URL, which of a file has no scheme.
+
+    Raises:
+        Rejected: If it is none.
+    """
+    reference = _URL_BREAKS.sub("", reference.strip())
+    try:
+        url = urlsplit(reference)
+    except ValueError as error:
+        raise Rejected("src is no URL") from error
+    if url.scheme == "file":
+        url = url._replace(scheme="", netloc="", path=url.path.removeprefix(str(root.absolute())))
+    return reference, url
 
 
 def _there(paths: Iterator[Path]) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from lcl_composer.convert.referred import Referred
 from lcl_composer.data.document import Document
 from lcl_composer.data.words import document_words
 from lcl_composer.errors import printable
@@ -97,6 +98,8 @@ class ConversionReport:
     tokens: Distribution = field(default_factory=Distribution)  # text tokens (CLIP's) a kept document
     similarities: Distribution = field(default_factory=Distribution)  # image to text, in hundredths, read
     split: Counter[str] = field(default_factory=Counter)  # what the Splitter did
+    #: Files that documents refer to, whether they are kept or not.
+    referred: Referred = field(default_factory=Referred, repr=False, compare=False, metadata={"saved": False})
     image_bytes: int = 0
     shard_bytes: int = 0  # as stored, compressed
     seconds: float = field(default=0.0, metadata={"saved": False})

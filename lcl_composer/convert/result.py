@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,7 @@ from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import STATE, WorkFolder
 from lcl_composer.convert.worker import split_folder
+from lcl_composer.data.labelled import write_classes
 
 REPORT_FILE = "conversion.json"
 FAILURES_FILE = "failures.jsonl"
@@ -25,8 +27,10 @@ def merge_parts(work: WorkFolder, count: int, report: ConversionReport, folder: 
         work: The work folder, whose parts are all finished.
         count: Their number.
         report: Takes the sum of the counts.
-        folder: Where the files go: ``[<split>/]index.json``, ``conversion.json``, ``failures.jsonl``.
+        folder: Where the files go: ``[<split>/]index.json``, ``conversion.json``, ``failures.jsonl``, and of
+            labelled images ``[<split>/]classes.json``.
     """
+    classes: dict[str, Counter[str]] = {}
     with ExitStack() as stack:
         failures = stack.enter_context(open(folder / FAILURES_FILE, "wb"))
         indexes: dict[str, IO[str]] = {}
@@ -35,6 +39,8 @@ def merge_parts(work: WorkFolder, count: int, report: ConversionReport, folder: 
             report.add(ConversionReport.from_json(record["report"]))
             with open(work.failures(index), "rb") as file:
                 shutil.copyfileobj(file, failures)
+            for split, counts in record.get("classes", {}).items():
+                classes.setdefault(split, Counter()).update(counts)
             for split, shards in record["shards"].items():
                 if split not in indexes:
                     path = folder / split_folder(split) / "index.json"
@@ -43,6 +49,8 @@ def merge_parts(work: WorkFolder, count: int, report: ConversionReport, folder: 
                 _append(indexes[split], shards)
         for file in indexes.values():
             file.write('], "version": 2}')
+    for split, counts in classes.items():
+        write_classes(folder / split_folder(split), counts)
     report.save(folder / REPORT_FILE)
 
 

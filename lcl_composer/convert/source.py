@@ -78,6 +78,8 @@ class Source(ABC):
 
     kind: ClassVar[str]
     has_splits: ClassVar[bool] = False
+    #: Its documents are one image and the name of its class.
+    labelled: ClassVar[bool] = False
     #: Endings of the files that are read; the others are counted.
     reads: ClassVar[frozenset[str]]
     #: What helps where nothing was kept, for messages.

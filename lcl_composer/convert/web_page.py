@@ -30,11 +30,11 @@ class TextRun:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Words or an image of the page that are left out as no content; ``image`` names it."""
+    """Words or an image of the page that are left out as no content."""
 
     reason: str
     words: int = 0
-    image: str | None = None
+    image: ImageReference | None = None
 
 
 class WebPage:
@@ -72,7 +72,7 @@ class WebPage:
                 continue
             is_image = isinstance(token, ImageReference)
             if is_image and image_cut is not None:
-                yield Cut(image_cut, image=token.label)
+                yield Cut(image_cut, image=token)
                 continue
             if (text := run.end(token)) is not None:
                 yield text

@@ -171,6 +171,14 @@ class WorkFolder:
         """Return the file that names what a part left out, a JSON line each."""
         return self.state / "parts" / f"{index:05d}.failures.jsonl"
 
+    def referred(self, index: int) -> Path:
+        """Return the file with the digests of what a part's documents refer to; most parts have none."""
+        return self.state / "parts" / f"{index:05d}.referred"
+
+    def all_referred(self) -> list[Path]:
+        """Return the files of :meth:`referred` that there are."""
+        return sorted((self.state / "parts").glob("*.referred"))
+
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """Yield a folder for the block, on the same file system, that no other process has."""

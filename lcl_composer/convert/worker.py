@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from lcl_composer.convert.files import forget_folders
 from lcl_composer.convert.long_documents import Splitter
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Converted, Part, Rejected, Source
@@ -19,6 +21,7 @@ from lcl_composer.convert.text import valid_text
 from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import WorkFolder, check_stamps
 from lcl_composer.data.document import Document, Text
+from lcl_composer.data.labelled import class_name
 from lcl_composer.data.words import has_words
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import LCLError, one_line
@@ -65,6 +68,7 @@ def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> 
     Raises:
         DataError: If its files are not those that were planned.
     """
+    forget_folders()
     work = WorkFolder(job.root)
     check_stamps(job.source, part)
     report = ConversionReport(job.source.kind, str(job.source.source), {})
@@ -74,6 +78,7 @@ def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> 
             failures = stack.enter_context(open(scratch / "failures.jsonl", "w"))
             report.on_failure = lambda reason, name: _write_failure(failures, reason, name)
             writers: dict[str, DocumentWriter] = {}
+            classes: dict[str, Counter[str]] = {}
             for sample in _accepted(job.source, part, report, tick):
                 split = sample.split or _drawn_split(sample.key, job.held_out)
                 if split not in writers:
@@ -82,10 +87,16 @@ def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> 
                 for document, tokens in splitter.split(sample, report):
                     writers[split].write(document)
                     report.keep(document, split, tokens)
+                    if job.source.labelled:
+                        classes.setdefault(split, Counter())[class_name(document)] += 1
         shards = {split: _store(job, work, scratch, split, index) for split in sorted(writers)}
         report.shard_bytes = sum(_stored_bytes(shard) for group in shards.values() for shard in group)
+        if report.referred.names:
+            report.referred.save(scratch / "referred")
+            os.replace(scratch / "referred", work.referred(index))
         os.replace(scratch / "failures.jsonl", work.failures(index))
-    work.write_text(work.record(index), json.dumps({"report": report.to_json(), "shards": shards}))
+    facts = {"report": report.to_json(), "shards": shards, "classes": classes}
+    work.write_text(work.record(index), json.dumps(facts))
 
 
 def _accepted(

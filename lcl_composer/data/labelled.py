@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,8 +82,7 @@ def count_classes(folder: Path) -> dict[str, int]:
     Raises:
         DataError: If there is no data set, or a shard is damaged or not here.
     """
-    index = folder / "index.json"
-    digest = hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else ""
+    digest = _index_digest(folder)
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         known = load_json((folder / CLASSES_FILE).read_text(encoding="utf-8"))
         if known["index"] == digest:
@@ -96,12 +95,26 @@ def count_classes(folder: Path) -> dict[str, int]:
         for texts in read_texts(folder, shard)
         if len(texts) == 1 and texts[0]
     )
-    found = dict(sorted(counts.items()))
     with suppress(OSError):
-        partial = folder / f".{CLASSES_FILE}.{os.getpid()}"
-        partial.write_text(json.dumps({"index": digest, "classes": found}, ensure_ascii=False, indent=1))
-        partial.replace(folder / CLASSES_FILE)
-    return found
+        write_classes(folder, counts)
+    return dict(sorted(counts.items()))
+
+
+def write_classes(folder: Path, counts: Mapping[str, int]) -> None:
+    """Keep beside an index how many documents each class has.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    kept = {"index": _index_digest(folder), "classes": dict(sorted(counts.items()))}
+    partial = folder / f".{CLASSES_FILE}.{os.getpid()}"
+    partial.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
+    partial.replace(folder / CLASSES_FILE)
+
+
+def _index_digest(folder: Path) -> str:
+    index = folder / "index.json"
+    return hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else ""
 
 
 def classes_of(train: Iterable[Path], held_out: Iterable[Path] = ()) -> tuple[str, ...]:

@@ -96,6 +96,8 @@ def settings(survey: Survey) -> list[tuple[str, str]]:
         ("tokens an image", f"{rules.tokens_per_image:,}"),
         ("image_first_probability", f"{rules.image_first_probability:g}"),
         ("min_context_tokens", f"{rules.min_context_tokens}"),
+        ("crop_scale", "{:g} to {:g}".format(*viewer.augmentation.crop_scale)),
+        ("flip_probability", f"{viewer.augmentation.flip_probability:g}"),
         ("seed, epoch", f"{viewer.seed}, {viewer.epoch}"),
     ]
 

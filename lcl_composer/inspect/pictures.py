@@ -9,8 +9,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from lcl_composer.data.image import decode_image, decode_train_crop
+from lcl_composer.data.image import decode_image, view_of
 from lcl_composer.data.rng import sample_rng
+from lcl_composer.inspect.view import Viewer
 
 #: Sides in pixels: of an image as it is, and of what the model gets.
 THUMBNAIL = (240, 150)
@@ -34,14 +35,13 @@ class Picture:
     height: int
 
 
-def picture(data: bytes, image_size: int, seed: int, epoch: int, sample: str, index: int) -> Picture:
-    """Return an image for the page, with the crop that training draws for it.
+def picture(data: bytes, image_size: int, viewer: Viewer, sample: str, index: int) -> Picture:
+    """Return an image for the page, with the view that training draws of it.
 
     Args:
         data: The encoded bytes.
         image_size: Side of what the model gets, in pixels.
-        seed: Seed of the run.
-        epoch: Epoch of the crop.
+        viewer: Seed, epoch and augmentation of the run.
         sample: Id of the document.
         index: Place of the image among the document's.
 
@@ -49,16 +49,16 @@ def picture(data: bytes, image_size: int, seed: int, epoch: int, sample: str, in
         DataError: If the bytes cannot be decoded.
     """
     image = decode_image(data, f"image {index}")
-    seen = Image.fromarray(model_view(data, image_size, seed, epoch, sample, index))
+    seen = Image.fromarray(model_view(data, image_size, viewer, sample, index))
     return Picture(
         data_uri(image, THUMBNAIL), data_uri(seen, (_MODEL_VIEW, _MODEL_VIEW)), image.width, image.height
     )
 
 
-def model_view(data: bytes, image_size: int, seed: int, epoch: int, sample: str, index: int) -> np.ndarray:
+def model_view(data: bytes, image_size: int, viewer: Viewer, sample: str, index: int) -> np.ndarray:
     """Return the pixels that training gives the model in this epoch, uint8 [image_size, image_size, 3]."""
-    rng = sample_rng(seed, epoch, sample, f"augment {index}")
-    crop = decode_train_crop(data, f"image {index}", image_size, rng)
+    rng = sample_rng(viewer.seed, viewer.epoch, sample, f"augment {index}")
+    crop = view_of(data, f"image {index}", image_size, rng, viewer.augmentation)
     return np.ascontiguousarray(crop.permute(1, 2, 0).numpy())
 
 

@@ -105,9 +105,7 @@ def _pictures(view: DocumentView, viewer: Viewer, image_size: int) -> list[Pictu
     pictures: list[Picture | str] = []
     for index, encoded in enumerate(view.document.images):
         try:
-            pictures.append(
-                picture(encoded.data, image_size, viewer.seed, viewer.epoch, view.document.id, index)
-            )
+            pictures.append(picture(encoded.data, image_size, viewer, view.document.id, index))
         except DataError as error:
             pictures.append(str(error))
     return pictures

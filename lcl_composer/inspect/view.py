@@ -10,6 +10,7 @@ import numpy as np
 
 from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document
+from lcl_composer.data.image import OPEN_CLIP, Augmentation
 from lcl_composer.data.interleave import LayoutRules, TokenLayout, lay_out
 from lcl_composer.data.rng import sample_rng
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
@@ -117,12 +118,14 @@ class Viewer:
         rules: How documents become tokens.
         seed: Seed of the run.
         epoch: Epoch, from 0; floating images stand elsewhere in another one.
+        augmentation: How images are varied.
     """
 
     tokenizer: Tokenizer
     rules: LayoutRules
     seed: int
     epoch: int
+    augmentation: Augmentation = OPEN_CLIP
 
     def __post_init__(self) -> None:
         """Raise ConfigError if the context cannot hold an image and a text."""

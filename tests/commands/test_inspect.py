@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lcl_composer.cli import app
-from lcl_composer.commands.inspect import bars
+from lcl_composer.commands.inspect import bars, viewer_of_run
 from lcl_composer.data.document import Document, Text
+from lcl_composer.data.image import Augmentation
 from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.synthetic.shapes import ShapesGenerator
@@ -80,6 +81,16 @@ def test_a_runs_yaml_says_what_the_flags_say(shapes, tmp_path):
     both = ["inspect", str(shapes / "set"), "--config", str(path), "--max-tokens", "64"]
     refused = CliRunner().invoke(app, both)
     assert "--max-tokens: --config says it already" in refused.output
+
+
+def test_a_runs_augmentation_is_shown(shapes, tmp_path):
+    values = runs.settings(shapes, tokenizer={"name": "bpe", "path": str(shapes / "bpe.json")})
+    values["data"] |= {"crop_scale": [0.08, 1.0], "flip_probability": 0.5}
+    path = runs.write_yaml(tmp_path, values)
+    viewer, _ = viewer_of_run(path, set(), 0)
+    assert viewer.augmentation == Augmentation((0.08, 1.0), 0.5)
+    output = run(shapes / "set", "--config", path, "--documents", 1)
+    assert "crop_scale 0.08 to 1, flip_probability 0.5" in " ".join(output.split())
 
 
 def test_a_terminal_that_knows_ascii_only(shapes):

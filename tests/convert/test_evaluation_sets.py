@@ -7,10 +7,12 @@ import unicodedata
 
 import pytest
 
+from lcl_composer.convert.engine import convert
 from lcl_composer.convert.imagefolder import ImageFolder
 from lcl_composer.convert.karpathy import Coco, Flickr30k
 from lcl_composer.convert.nocaps import NoCaps
 from lcl_composer.data.document import Image, Text
+from lcl_composer.data.labelled import count_classes
 from lcl_composer.errors import ConfigError, DataError
 from tests.convert.samples import FORMATS, needs_formats, picture, read_all, run
 
@@ -139,6 +141,29 @@ def test_an_imagefolders_class_is_its_text(tree, tmp_path):
         "not a known image format": ["val/dog/broken.png"],
         "not in a class folder": ["train/stray.png"],
     }
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_classes_of_an_imagefolder_lie_beside_each_index(tree, tmp_path, monkeypatch, remote):
+    source = tree({f"{name}.png": RED for name in ("train/cat/a", "train/été/b", "train/cat/c", "val/cat/d")})
+    work = {"work": tmp_path / "work"} if remote else {}
+    convert(ImageFolder(source), str(tmp_path / "out"), workers=1, progress=False, **work)
+    kept = (tmp_path / "out/train/classes.json").read_bytes()
+    monkeypatch.setattr("lcl_composer.data.labelled.open_shards", lambda folder: pytest.fail("counted again"))
+    assert count_classes(tmp_path / "out/train") == {"cat": 2, "été": 1}
+    assert count_classes(tmp_path / "out/val") == {"cat": 1}
+    monkeypatch.undo()
+    (tmp_path / "out/train/classes.json").unlink()
+    count_classes(tmp_path / "out/train")
+    assert (tmp_path / "out/train/classes.json").read_bytes() == kept
+
+
+def test_only_labelled_images_have_classes(tree, tmp_path):
+    source = tree(
+        {"dataset_coco.json": json.dumps({"images": [entry(0, "train", ["One."], cocoid=1)]}), "r.png": RED}
+    )
+    run(Coco(source), tmp_path)
+    assert not list((tmp_path / "out").rglob("classes.json"))
 
 
 def test_class_folders_without_splits(tree, tmp_path):

@@ -260,3 +260,28 @@ def test_images_are_fixed(tree, tmp_path):
     source = tree({"p.html": f"<body>{PROSE}<img src='p.png'></body>", "p.png": picture()})
     _, documents = convert(source, tmp_path)
     assert documents["p.html"].segments[1] == Image(picture())
+
+
+def test_images_that_no_page_shows_are_counted(tree, tmp_path):
+    page = f"""<nav><img src="menu.png"></nav>{PROSE}<img src="a%20b.png?v=2"><img src="tiny.gif">
+      <img srcset="s.png 1x, l.png 2x" src="/site/root.png"><img data-src="late.png" src="grey.png">
+      <img src="http://elsewhere/far.png"><a href="linked.png">see</a>"""
+    shown = ["menu", "a b", "s", "l", "root", "late", "grey"]
+    files = {f"site/{name}.png": picture() for name in [*shown, "alone", "linked", "far"]}
+    files |= {"site/p.html": page, "site/tiny.gif": picture(2, kind="GIF"), "site/sub/menu.png": picture()}
+    report, _ = convert(tree(files | {"site/lone.jpg": picture(kind="JPEG")}), tmp_path)
+    assert report.passed_over == {".png images that no page shows": 4, ".jpg images that no page shows": 1}
+    assert report.examples[".png images that no page shows"] == [
+        "site/alone.png",
+        "site/far.png",
+        "site/linked.png",
+        "site/sub/menu.png",
+    ]
+
+
+def test_pages_of_all_parts_show_images(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("lcl_composer.convert.html._PART_PAGES", 1)
+    files = {f"{i}.html": f"{PROSE}<img src='{i}.png'>" for i in range(3)}
+    files |= {f"{i}.png": picture() for i in range(4)}
+    report, _ = convert(tree(files), tmp_path)
+    assert report.passed_over == {".png images that no page shows": 1}
