@@ -36,7 +36,7 @@ def open_cluster(scheduler: str, task: RemoteTask) -> Iterator[Pool]:
     if find_spec("distributed") is None:
         raise ConfigError("--cluster needs dask.distributed; pip install 'lcl-composer[cluster]'")
     from distributed import Client, KilledWorker
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     client = _connect(Client, scheduler)
     try:
