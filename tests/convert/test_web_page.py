@@ -148,7 +148,7 @@ def test_what_was_cut_is_told_by_reason():
     for cut in cuts:
         words[cut.reason] += cut.words
     assert words == {"navigation": 2, "code listings": 2}
-    assert [(cut.reason, cut.image) for cut in cuts if cut.image] == [("navigation", "logo.png")]
+    assert [(cut.reason, cut.image.label) for cut in cuts if cut.image] == [("navigation", "logo.png")]
 
 
 @pytest.mark.parametrize(
