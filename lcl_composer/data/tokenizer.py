@@ -6,7 +6,7 @@ import gzip
 import html
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -173,6 +173,9 @@ def _read_merges() -> list[tuple[str, str]]:
 
 #: CLIP's words in lower-case ASCII without special tokens, faster.
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+#: Characters of a line whose mended form is remembered.
+_SHORT = 1 << 12
 #: ASCII that ftfy and html.unescape leave alone (no control characters, no entities).
 _PLAIN = re.compile(r"[\x20-\x25\x27-\x7e\t\n\r]*")
 
@@ -180,8 +183,28 @@ _PLAIN = re.compile(r"[\x20-\x25\x27-\x7e\t\n\r]*")
 def _clean(text: str) -> str:
     """Return the text as OpenCLIP cleans it: encoding mended, entities resolved twice, lower case."""
     if _PLAIN.fullmatch(text) is None:
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = "".join(_cleaned_lines(text))
     return " ".join(text.split()).lower()
+
+
+def _cleaned_lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text, mended; ftfy too goes line by line, and what is plain needs none of it.
+
+    From the first line with a ``<`` on ftfy resolves no entities.
+    """
+    marked = False
+    for line in _LINE.findall(text):
+        if _PLAIN.fullmatch(line) is not None:
+            yield line
+        else:
+            yield (_mended if len(line) <= _SHORT else _mended.__wrapped__)(line, marked)
+        marked = marked or "<" in line
+
+
+@lru_cache(maxsize=1 << 12)  # converters count the tokens of a long document, of its paragraphs and pieces
+def _mended(line: str, marked: bool) -> str:
+    fixed = ftfy.fix_text(line, unescape_html=False if marked else "auto")
+    return html.unescape(html.unescape(fixed))
 
 
 class BPETokenizer:

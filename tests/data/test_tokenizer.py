@@ -41,6 +41,7 @@ pieces = st.sampled_from(ODD.split("|"))
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40) | st.lists(pieces | st.text(max_size=3), max_size=8).map("".join))
 @example("&amp;lt; ftfy\x0c \x7f")
+@example("¶ &amp;lt;\n<b> &amp;lt;\r\n\n¶ &amp;lt; ¶")
 def test_clip_equals_open_clip(text: str):
     ids = OPEN_CLIP.encode(text)
     assert CLIP.encode(text) == ids
