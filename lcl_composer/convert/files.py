@@ -23,6 +23,8 @@ MAX_LINE = 1 << 26
 
 #: Folders that no one means: of other programs, beside hidden ones.
 _LITTER = frozenset({"__MACOSX", "@eaDir"})
+#: What macOS writes beside a file begins like this.
+APPLE_DOUBLE = "._"
 LINK = "links to folders (see --links-into)"
 #: What ``wget`` leaves of a URL behind the name of a file.
 _QUERY = re.compile(r"(?<=\w)\?\w+=.*$")
@@ -51,7 +53,7 @@ def scan(folder: Path, links_into: Path | None = None) -> Iterator[tuple[str, st
         inner = []
         for name, is_folder, is_link in found:
             if not is_folder:
-                yield f"{here}{name}", "AppleDouble files" if is_litter(name) else None
+                yield f"{here}{name}", "AppleDouble files" if name.startswith(APPLE_DOUBLE) else None
             elif name.startswith(".") or name in _LITTER:
                 yield f"{here}{name}", "hidden folders"
             elif is_link and not _may_follow(folder / here / name, links_into, followed):
@@ -75,8 +77,10 @@ def suffix_of(name: str) -> str:
     A query of a URL in the name (``a.jpg?w=640``) is no part of it.
     """
     base = name[name.rfind("/") + 1 :].lower()
-    stem, suffix = os.path.splitext(_QUERY.sub("", base) if "?" in base else base)
-    return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
+    stem, dot, suffix = (_QUERY.sub("", base) if "?" in base else base).rpartition(".")
+    if not dot or not stem.strip("."):  # none, or of a hidden file
+        return ""
+    return f"{os.path.splitext(stem)[1]}.gz" if suffix == "gz" else f".{suffix}"
 
 
 def spellings(name: str) -> Iterator[str]:
@@ -97,7 +101,11 @@ def open_unzipped(path: Path) -> gzip.GzipFile | BufferedReader:
 
 def is_litter(name: str) -> bool:
     """Say whether a file is what macOS puts beside others (AppleDouble, ``__MACOSX``), which no one means."""
-    return os.path.basename(name).startswith("._") or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+    return (
+        os.path.basename(name).startswith(APPLE_DOUBLE)
+        or name.startswith("__MACOSX/")
+        or "/__MACOSX/" in name
+    )
 
 
 @cache
