@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lcl_composer.convert.pools import Pool, RemoteTask
-from lcl_composer.errors import ConfigError, DataError, one_line
+from lcl_composer.errors import ConfigError, DataError, LCLError, one_line
 
 #: Seconds between questions to the scheduler how many workers it has.
 _ASK = 2.0
@@ -31,7 +31,7 @@ def open_cluster(scheduler: str, task: RemoteTask) -> Iterator[Pool]:
 
     Raises:
         ConfigError: If the package is not there, or the scheduler.
-        DataError: If the scheduler is lost in the block, or workers have several threads.
+        DataError: If in the block the scheduler is lost, or workers have several threads or lack the package.
     """
     if find_spec("distributed") is None:
         raise ConfigError("--cluster needs dask.distributed; pip install 'lcl-composer[cluster]'")
@@ -44,6 +44,13 @@ def open_cluster(scheduler: str, task: RemoteTask) -> Iterator[Pool]:
         yield Pool(executor, task, _slots(client, scheduler), killed=KilledWorker)
     except (CancelledError, CommClosedError) as error:
         raise DataError(f"{scheduler}: lost the scheduler; start again to continue") from error
+    except (LCLError, OSError):
+        raise
+    except Exception as error:  # what the task itself raises is one of those
+        raise DataError(
+            f"{scheduler}: its workers cannot run the conversion ({type(error).__name__}: {one_line(error)}); "
+            "install the same lcl-composer on all machines, the scheduler's too"
+        ) from error
     finally:
         client.close()
 

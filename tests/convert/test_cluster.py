@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
+import types
 from pathlib import Path
 
 import dask
@@ -130,6 +132,20 @@ def test_paths_may_be_relative_to_where_the_command_is_given(source, whole, tmp_
     assert {k: v for k, v in content(tmp_path / "out").items() if k not in told} == {
         k: v for k, v in whole.items() if k not in told
     }
+
+
+def test_workers_that_lack_a_module_are_one_line(source, tmp_path, monkeypatch):
+    newer = types.ModuleType("newer_lcl_composer")
+    newer.Deadly = type("Deadly", (Deadly,), {"__module__": newer.__name__})
+    monkeypatch.setitem(sys.modules, newer.__name__, newer)
+    with (
+        cluster(tmp_path / "cluster", workers=1) as scheduler,
+        pytest.raises(
+            DataError, match=r"cannot run the conversion \(.*install the same lcl-composer"
+        ) as caught,
+    ):
+        convert(newer.Deadly(source.source), str(tmp_path / "out"), cluster=scheduler, **SETTINGS)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_worker_of_many_threads_is_refused(source, tmp_path):
