@@ -48,8 +48,8 @@ def open_cluster(scheduler: str, task: RemoteTask) -> Iterator[Pool]:
         raise
     except Exception as error:  # what the task itself raises is one of those
         raise DataError(
-            f"{scheduler}: its workers cannot run the conversion ({type(error).__name__}: {one_line(error)}); "
-            "install the same lcl-composer on all machines, the scheduler's too"
+            f"{scheduler}: its workers cannot run the conversion ({type(error).__name__}: {one_line(error)}); install "
+            "the same lcl-composer on all machines, the scheduler's too"
         ) from error
     finally:
         client.close()
