@@ -47,9 +47,10 @@ def open_cluster(scheduler: str, task: RemoteTask) -> Iterator[Pool]:
     except (LCLError, OSError):
         raise
     except Exception as error:  # what the task itself raises is one of those
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(
-            f"{scheduler}: its workers cannot run the conversion ({type(error).__name__}: {one_line(error)}); install "
-            "the same lcl-composer on all machines, the scheduler's too"
+            f"{scheduler}: its workers cannot run the conversion ({what}); install the same lcl-composer on "
+            "all machines, the scheduler's too"
         ) from error
     finally:
         client.close()
