@@ -89,7 +89,7 @@ class WorkFolder:
         with suppress(FileNotFoundError):
             os.rename(self.state / "tmp", old)
         shutil.rmtree(old, ignore_errors=True)
-        (self.state / "tmp").mkdir()
+        (self.state / "tmp").mkdir(exist_ok=True)
 
     def begin(self, manifest: dict[str, Any], source: Source) -> int:
         """Write down what is converted and how, or check that it is what was begun here.

@@ -82,19 +82,21 @@ def convert_part(job: Job, index: int, part: Part, tick: Callable[[], None]) -> 
             for sample in _accepted(job.source, part, report, tick):
                 split = sample.split or _drawn_split(sample.key, job.held_out)
                 if split not in writers:
-                    out = scratch / "shards" / split
+                    out = scratch / split
+                    out.mkdir()  # the writer would make its parents too, which a restart may have taken away
                     writers[split] = stack.enter_context(DocumentWriter(out, size_limit=job.shard_size))
                 for document, tokens in splitter.split(sample, report):
                     writers[split].write(document)
                     report.keep(document, split, tokens)
                     if job.source.labelled:
                         classes.setdefault(split, Counter())[class_name(document)] += 1
+        # First, as it fails if a restart has taken the scratch folder away: its conversion may be another.
+        os.replace(scratch / "failures.jsonl", work.failures(index))
+        if report.referred.names:
+            report.referred.save(scratch / "referred.bin")
+            os.replace(scratch / "referred.bin", work.referred(index))
         shards = {split: _store(job, work, scratch, split, index) for split in sorted(writers)}
         report.shard_bytes = sum(_stored_bytes(shard) for group in shards.values() for shard in group)
-        if report.referred.names:
-            report.referred.save(scratch / "referred")
-            os.replace(scratch / "referred", work.referred(index))
-        os.replace(scratch / "failures.jsonl", work.failures(index))
     facts = {"report": report.to_json(), "shards": shards, "classes": classes}
     work.write_text(work.record(index), json.dumps(facts))
 
@@ -165,7 +167,7 @@ def _write_failure(file: Any, reason: str, name: str) -> None:
 
 def _store(job: Job, work: WorkFolder, scratch: Path, split: str, index: int) -> list[dict[str, Any]]:
     """Bring a split's shards to their place; return their entries in the index of the whole."""
-    made = scratch / "shards" / split
+    made = scratch / split
     shards = json.loads((made / "index.json").read_text())["shards"]
     (made / "index.json").unlink()
     folder = f"{index:05d}"
@@ -175,7 +177,7 @@ def _store(job: Job, work: WorkFolder, scratch: Path, split: str, index: int) ->
         _publish(made, target, scratch)
     else:
         remote = "/".join(filter(None, (job.remote, split_folder(split), folder)))
-        sending = scratch / "upload" / split
+        sending = scratch / f"{split}.upload"
         upload(sorted(made.iterdir()), remote, sending)
     for shard in shards:
         for key in ("raw_data", "zip_data"):
@@ -196,7 +198,7 @@ def _publish(made: Path, target: Path, scratch: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if _sizes(target) != _sizes(made):
-            os.rename(target, scratch / f"{made.name}-lost")
+            os.rename(target, scratch / f"{made.name}.lost")
             os.rename(made, target)
 
 

@@ -101,6 +101,22 @@ def test_a_part_that_ends_after_all_is_done_leaves_nothing(begun, tmp_path):
     assert not begun.job.root.exists()
 
 
+def test_a_part_whose_scratch_folder_a_restart_took_away_publishes_nothing(begun, monkeypatch):
+    original = Img2Dataset.samples
+
+    def samples(self, name, record, report):
+        if name == "00000/000001":
+            with begun.folder.locked():  # a restart
+                begun.token.mkdir()
+        return original(self, name, record, report)
+
+    monkeypatch.setattr(Img2Dataset, "samples", samples)
+    with pytest.raises(OSError, match="No such file"):
+        begun.task(*begun.parts()[0])
+    assert not list((begun.folder.state / "parts").iterdir())
+    assert not list(begun.job.root.glob("0*"))
+
+
 def test_a_conversion_that_was_given_up_ends_its_parts(begun, monkeypatch):
     monkeypatch.setattr("lcl_composer.convert.pools._LOOK", -1.0)
     (index, part), *_ = begun.parts()
