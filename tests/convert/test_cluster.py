@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import dask
@@ -81,11 +82,21 @@ def test_a_part_that_kills_every_worker_is_named_and_all_else_is_done(
     assert content(out) == whole
 
 
+@contextmanager
+def as_in_a_new_process():
+    """Ctrl-C means what it does in one; a Trainer of an earlier test leaves a handler behind."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_takes_back_what_waits(source, whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("SLOW", "0.05")
     with cluster(tmp_path / "cluster") as scheduler, Client(scheduler_file=scheduler) as client:
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, as_in_a_new_process():
             patch.setattr(Progress, "count_part", lambda self: os.kill(os.getpid(), 2))
             with pytest.raises(KeyboardInterrupt):
                 convert(source, str(out), cluster=scheduler, **SETTINGS)
