@@ -73,14 +73,3 @@ def pictures_of(images: Any) -> list[np.ndarray]:
     """What Composer hands to ``log_images`` as a list of uint8 [H, W, 3]."""
     found = images if isinstance(images, list | tuple) else [images]
     return [np.asarray(image) for image in found]
-
-
-def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted keys; an empty mapping is a value."""
-    if not isinstance(settings, dict) or not settings:
-        return {prefix: settings}
-    return {
-        name: value
-        for key, inner in settings.items()
-        for name, value in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

@@ -18,7 +18,8 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from PIL import Image
 
-from lcl_composer.callbacks.launches import Launches, flat, pictures_of
+from lcl_composer.callbacks.launches import Launches, pictures_of
+from lcl_composer.dotted import leaves
 from lcl_composer.errors import ConfigError, one_line
 
 #: Characters that MLflow does not take in the name of a metric, and its limits on parameters.
@@ -101,7 +102,7 @@ class MLFlowLogger(LoggerDestination):
 
         def send() -> None:
             known = self._client.get_run(self._id).data.params
-            wanted = [Param(k[:_LONGEST_KEY], str(v)[:_LONGEST_VALUE]) for k, v in flat(settings).items()]
+            wanted = [Param(k[:_LONGEST_KEY], str(v)[:_LONGEST_VALUE]) for k, v in leaves(settings)]
             new = [param for param in wanted if param.key not in known]
             for first in range(0, len(new), _MOST_AT_ONCE):
                 self._client.log_batch(self._id, params=new[first : first + _MOST_AT_ONCE])

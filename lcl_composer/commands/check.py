@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, 
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.reach import reach
 from lcl_composer.config.trial import Device, this_device
+from lcl_composer.dotted import leaves
 from lcl_composer.errors import printable
 
 
@@ -56,15 +56,6 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image
     return sizes, tokens_per_image, note
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; an empty mapping counts as a value."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _settings(composed: ComposedConfig) -> Table:

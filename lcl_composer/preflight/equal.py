@@ -16,6 +16,7 @@ from torch.version import cuda
 
 import lcl_composer
 from lcl_composer.config import ComposedConfig
+from lcl_composer.dotted import leaves
 from lcl_composer.preflight.finding import Finding, Line, fail, lines_of, numbers, ok, size, warn
 from lcl_composer.report.environment import git_state
 
@@ -43,7 +44,7 @@ def facts(composed: ComposedConfig) -> dict[str, Any]:
         "versions": versions(),
         "source": source_digest(),
         "commit": f"{git['commit'][:10]}{' with changes' * git['dirty']}" if git else "no repository",
-        "settings": dict(_leaves(composed.run.model_dump(mode="json"))),
+        "settings": dict(leaves(composed.run.model_dump(mode="json"))),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
     }
 
@@ -150,11 +151,3 @@ def _clock(ahead: float) -> Finding:
 def _gpu(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
     return f"{properties.name}, {size(properties.total_memory)}, sm_{properties.major}{properties.minor}"
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

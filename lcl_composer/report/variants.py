@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lcl_composer.dotted import leaves
 from lcl_composer.report.run import Run
 
 #: Stands for a setting that a run does not have.
@@ -55,7 +56,7 @@ class Line:
 def settings_of(run: Run) -> dict[str, str]:
     """Dotted keys and values as text; the run's own folder is written ``runs/NAME`` so that it compares."""
     pattern = re.compile(rf"\bruns/{re.escape(str(run.config.get('run_name', run.name)))}(?![\w.-])")
-    return {key: pattern.sub("runs/NAME", as_text(value)) for key, value in _leaves(run.config)}
+    return {key: pattern.sub("runs/NAME", as_text(value)) for key, value in leaves(run.config)}
 
 
 def group(runs: Iterable[Run]) -> list[Variant]:
@@ -100,14 +101,6 @@ def _lines(variants: list[Variant]) -> list[Line]:
     keys = dict.fromkeys(key for column in columns for key in column)
     shown = [key for key in keys if key not in _HOUSEKEEPING and not is_seed(key)]
     return [Line(key, tuple(column.get(key, ABSENT) for column in columns)) for key in shown]
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _common_name(names: list[str]) -> str:

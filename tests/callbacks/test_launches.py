@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lcl_composer.callbacks.launches import Launches, Tracker, flat, pictures_of
+from lcl_composer.callbacks.launches import Launches, Tracker, pictures_of
 from lcl_composer.callbacks.mlflow_logger import MLFlowLogger
 from lcl_composer.callbacks.tensorboard_logger import TensorboardLogger
 from lcl_composer.callbacks.wandb_logger import WandBLogger
@@ -32,11 +32,6 @@ def test_a_damaged_note_begins_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)
     found = Launches(tmp_path / "x")
     assert found.is_new(0)
-
-
-def test_flat() -> None:
-    nested = {"a": {"b": 1, "c": {}}, "d": [1, {"e": 2}], "f": None}
-    assert flat(nested) == {"a.b": 1, "a.c": {}, "d": [1, {"e": 2}], "f": None}
 
 
 def test_pictures() -> None:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lcl_composer.build import build_trainer
-from lcl_composer.checkpoint import only_safe_loads, read_model_state
-from lcl_composer.config import RunConfig, compose
+from lcl_composer.checkpoint import read_model_state
+from lcl_composer.config import RunConfig
 from lcl_composer.errors import ConfigError
 from lcl_composer.export import export_run, load_encoder
 from lcl_composer.methods.fast import named_blocks
 from tests import runs
 from tests.algorithms.training import as_launched
 from tests.distributed import run_ranks
-from tests.methods.whole_runs import Cut, CutOff, pairs
+from tests.methods import whole_runs
+from tests.methods.whole_runs import pairs
 from tests.models.tiny import tiny_model
 
 pytestmark = pytest.mark.world_size(2)
@@ -56,21 +56,11 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
 
 
 def fit(folder: Path, values: dict[str, Any], rank: int = 0, cut_at: int | None = None) -> None:
-    """Train in ``folder``; each rank has a YAML of its own, as they write it at the same time."""
-    os.chdir(folder)
-    only_safe_loads()
+    """Train in ``folder``, where TF32 is not what Composer has made of it."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as Composer has it
-    trainer = build_trainer(compose(runs.write_yaml(folder / f"rank{rank}", values), []))
+    whole_runs.fit(folder, values, cut_at, f"rank{rank}")
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-    if cut_at is not None:
-        trainer.state.callbacks.append(CutOff(cut_at))
-    try:
-        trainer.fit()
-    except Cut:
-        assert cut_at is not None
-    finally:
-        trainer.close()
 
 
 def on_a_rank(rank: int, ranks: int, folder: Path, data: Path, pair_data: Path) -> None:

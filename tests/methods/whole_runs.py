@@ -52,11 +52,11 @@ def settings(data: Path, method: dict[str, Any], **changes: Any) -> dict[str, An
     return values | {"eval_interval": "3ba", "evaluation": {"retrieval": {}} | changes.get("evaluation", {})}
 
 
-def fit(folder: Path, values: dict[str, Any], cut_at: int | None = None) -> Trainer:
-    """Compose, build and train in ``folder``."""
+def fit(folder: Path, values: dict[str, Any], cut_at: int | None = None, of: str = "") -> Trainer:
+    """Compose, build and train in ``folder``; ranks write their YAMLs at once, each into its own ``of``."""
     os.chdir(folder)
     only_safe_loads()
-    trainer = build_trainer(compose(runs.write_yaml(folder, values), []))
+    trainer = build_trainer(compose(runs.write_yaml(folder / of, values), []))
     if cut_at is not None:
         trainer.state.callbacks.append(CutOff(cut_at))
     try:
