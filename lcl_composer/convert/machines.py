@@ -8,22 +8,19 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lcl_composer
 from lcl_composer.convert.work import stamp
 from lcl_composer.convert.worker import Job
 from lcl_composer.errors import DataError
+from lcl_composer.versions import PACKAGE, source_digest, versions_of
 
 #: Packages that have a say in the bytes of the output.
 _PACKAGES = (
     "lcl-composer", "mosaicml-streaming", "pillow", "pyarrow", "selectolax", "zstd",
-    "webencodings", "chardetng-py",
+    "webencodings", "chardetng-py", "ftfy", "regex", "tokenizers",
 )  # fmt: skip
 #: Files of a folder that are looked for on other machines, and entries among which they are chosen.
 _WITNESSES, _ENTRIES = 3, 64
@@ -31,23 +28,8 @@ _WITNESSES, _ENTRIES = 3, 64
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the bytes of the output."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout
-            found[name] = "unknown"
-    return found
-
-
-@cache
-def code_digest() -> str:
-    """Return a digest of the code that converts: two checkouts may say the same version."""
-    digest = blake2b(digest_size=6)
-    root = Path(lcl_composer.__path__[0])
-    for path in sorted(path for folder in ("convert", "data") for path in (root / folder).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    found = {name: version or "unknown" for name, version in versions_of(_PACKAGES).items()}
+    return {"python": platform.python_version(), **found}
 
 
 @dataclass(frozen=True)
@@ -121,7 +103,7 @@ def _not_shared(path: Path | None) -> DataError:
 
 
 def _versions() -> dict[str, str]:
-    return {**package_versions(), "code of lcl-composer": code_digest()}
+    return {**package_versions(), "code of lcl-composer": source_digest(PACKAGE)}
 
 
 def _paths(job: Job) -> Iterator[Path]:

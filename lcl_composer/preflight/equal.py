@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ import torch
 from torch.cuda import nccl
 from torch.version import cuda
 
-import lcl_composer
 from lcl_composer.config import ComposedConfig
 from lcl_composer.dotted import leaves
 from lcl_composer.preflight.finding import Finding, Line, fail, lines_of, numbers, ok, size, warn
 from lcl_composer.report.environment import git_state
+from lcl_composer.versions import PACKAGE, source_digest, versions_of
 
 #: What to say of what is equal, from the values of one node.
 Said = Callable[[dict[str, Any]], str]
@@ -29,8 +27,8 @@ _ADVICE = {
     "source": "copy the same code and drop-ins to all nodes",
     "GPUs are equal": "take nodes of one kind; is a driver missing?",
 }
-#: Folders of drop-ins, beside the package.
-_DROP_INS = ("callbacks", "methods")
+#: Folders of drop-ins, in the working directory.
+_DROP_INS = (Path("callbacks"), Path("methods"))
 #: Settings that may name another place on each node.
 _PLACES = (".local",)
 #: Seconds between clocks from which on logs mislead, and from which on object stores refuse requests.
@@ -42,7 +40,7 @@ def facts(composed: ComposedConfig) -> dict[str, Any]:
     git, _ = git_state()
     return {
         "versions": versions(),
-        "source": source_digest(),
+        "source": source_digest(PACKAGE, *_DROP_INS),
         "commit": f"{git['commit'][:10]}{' with changes' * git['dirty']}" if git else "no repository",
         "settings": dict(leaves(composed.run.model_dump(mode="json"))),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
@@ -54,21 +52,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "cuda": cuda or "none"}
     if torch.cuda.is_available():
         found["nccl"] = ".".join(map(str, nccl.version()))
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
-
-
-def source_digest(package: Path = Path(lcl_composer.__file__).parent, beside: Path = Path()) -> str:
-    """Digest of the code of this package and of the drop-ins in the working directory."""
-    digest = hashlib.sha256()
-    for folder in (package, *(beside / name for name in _DROP_INS)):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    return found | {name: found or "none" for name, found in versions_of(_PACKAGES).items()}
 
 
 def compare(nodes: Mapping[int, dict[str, Any]], clocks: Mapping[int, float], of: int) -> Iterator[Line]:

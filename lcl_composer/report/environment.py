@@ -6,9 +6,10 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from lcl_composer.versions import versions_of
 
 PACKAGES = (
     "lcl-composer",
@@ -33,13 +34,7 @@ _SOURCE = Path(__file__).resolve().parents[2]
 
 def package_versions() -> dict[str, str | None]:
     """Version of each package of :data:`PACKAGES`; None where it is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return versions_of(PACKAGES)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -62,7 +62,7 @@ def test_a_work_folder_of_the_same_name(home, job):
         home.check()
 
 
-@pytest.mark.parametrize("name", ["pillow", "python", "lcl-composer"])
+@pytest.mark.parametrize("name", ["pillow", "python", "lcl-composer", "ftfy"])
 def test_other_versions(home, monkeypatch, name):
     here = "lcl_composer.convert.machines"
     monkeypatch.setattr(f"{here}.package_versions", lambda: {**home.versions, name: "0.1"})
@@ -71,7 +71,7 @@ def test_other_versions(home, monkeypatch, name):
 
 
 def test_other_code_of_the_same_version(home, monkeypatch):
-    monkeypatch.setattr("lcl_composer.convert.machines.code_digest", lambda: "abc")
+    monkeypatch.setattr("lcl_composer.convert.machines.source_digest", lambda *_: "abc")
     with pytest.raises(DataError, match="has code of lcl-composer abc, "):
         home.check()
 

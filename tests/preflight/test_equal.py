@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import lcl_composer
-from lcl_composer.preflight.equal import compare, facts, source_digest
+from lcl_composer.preflight.equal import compare, facts
 from tests.preflight.plans import plan_of
 
 
@@ -46,15 +44,8 @@ def test_another_version_on_a_node(nodes: dict[int, dict[str, Any]], package: st
     assert said.startswith(f"{package} is 9.9, elsewhere {before};")
 
 
-def test_other_code_on_a_node(nodes: dict[int, dict[str, Any]], tmp_path: Path) -> None:
-    package = shutil.copytree(Path(lcl_composer.__file__).parent / "losses", tmp_path / "lcl_composer")
-    before = source_digest(package, tmp_path)
-    (package / "rows.py").write_text("changed")
-    changed = source_digest(package, tmp_path)
-    (tmp_path / "callbacks").mkdir()
-    (tmp_path / "callbacks/mine.py").write_text("")
-    assert len({before, changed, source_digest(package, tmp_path)}) == 3
-    nodes[0]["source"] = changed
+def test_other_code_on_a_node(nodes: dict[int, dict[str, Any]]) -> None:
+    nodes[0]["source"] = "another"
     assert [line[:3] for line in wrong(nodes)] == [("source", "0", "fail")]
 
 
