@@ -46,13 +46,14 @@ def kill_launcher(launch: Launch) -> None:
 
 
 def to_all(*signals: int) -> Callable[[Launch], None]:
-    """Send signals to all processes, half a second apart, as a terminal or Slurm does."""
+    """Send signals to all processes, as a terminal or Slurm does, and wait for the ranks."""
 
     def act(launch: Launch) -> None:
+        ranks = launch.members[0].ranks()
         for number in signals:
             os.killpg(launch.members[0].process.pid, number)
             time.sleep(0.05)
-        psutil.wait_procs(launch.members[0].ranks(), timeout=60)
+        psutil.wait_procs(ranks, timeout=60)
 
     return act
 

@@ -30,6 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,8 +43,6 @@ from lcl_composer.errors import LCLError  # noqa: E402
 
 BATCHES = 8
 SETTINGS = (f"max_duration={BATCHES}ba", "data.train.num_workers=1", "callbacks.record_batches.pause=0.2")
-#: Largest difference of a weight that sums of another order make; an AdamW step here is up to 1e-3.
-ROUNDING = 1e-5
 #: Seconds within which a job has to end after a fault, unless a row says otherwise.
 BOUND = 45.0
 
@@ -94,21 +93,20 @@ class Stage:
             launch = self.launch(self.whole[nodes].name, nodes=nodes)
             if any(launch.wait()):
                 raise RuntimeError(f"the undisturbed run failed:\n{launch.members[0].output[-3000:]}")
-        return differences(self.folder / name, self.whole[nodes], nodes == 1, noted)
+        return differences(self.folder / name, self.whole[nodes], noted)
 
 
-def differences(found: Path, whole: Path, exact: bool, noted: bool = True) -> list[str]:
+def differences(found: Path, whole: Path, noted: bool = True) -> list[str]:
     """How a run differs from an undisturbed one.
 
-    Two ranks are compared bit for bit. On four, sums have another order after a launch: DDP lays out its
-    buckets anew after the first step of each, and a ring adds up what lies elsewhere in another order.
-    Batches are compared unless a launcher started ranks again, whose notes go to one file with the first's.
+    Weights are compared bit for bit; batches unless a launcher started ranks again, whose notes go to one
+    file with the first's.
     """
     ours, theirs = weights(found), weights(whole)
     lost = [name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])]
     far = max((float((theirs[n] - ours[n]).abs().max()) for n in lost), default=0.0)
     bad = []
-    if lost and (exact or far > ROUNDING):
+    if lost:
         bad.append(f"{len(lost)} of {len(theirs)} weights differ, by up to {far:.1g}")
     if not noted:
         return bad
@@ -242,7 +240,7 @@ def main() -> int:
             if any(word in what for word in arguments.only):
                 try:
                     row(stage, what)
-                except (RuntimeError, OSError, LCLError, subprocess.SubprocessError) as error:
+                except (RuntimeError, OSError, LCLError, psutil.Error, subprocess.SubprocessError) as error:
                     stage.row(what, 0, [], str(error)[-1500:], ["could not be done"])
         if arguments.kills:
             random_kills(stage, arguments.kills, arguments.minutes, random.Random(arguments.seed))

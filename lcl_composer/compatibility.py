@@ -1,4 +1,4 @@
-"""What Composer 0.32.1 does not do safely, or not on a newer torch; and torchrun that starts ranks again.
+"""What Composer 0.32.1 does not do safely, exactly, or on a newer torch; and torchrun's restarts.
 
 A checkpoint names the algorithms that it was trained with, each with a ``repr`` that Composer evaluates as
 Python (composer/core/state.py, 1132), also where ``torch.load`` runs no code.
@@ -13,6 +13,8 @@ import importlib
 import os
 from typing import Any
 
+from lcl_composer.ddp import SameBuckets
+
 
 def mend_composer() -> None:
     """Mend Composer; call before a Trainer is built.
@@ -20,11 +22,14 @@ def mend_composer() -> None:
     The algorithms of a checkpoint are never built of it: a run has those of its YAML, and the callback
     CheckpointContents tells what it drops. Where Composer's patched ``unshard`` is missing it gets torch's
     own; without Composer's the search for a microbatch does not synchronise the ranks after an allocation.
+    Models are wrapped by :class:`SameBuckets`.
     """
     from composer.core import State
+    from composer.distributed import dist_strategy
     from composer.trainer import _patch_pytorch
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
+    dist_strategy.DistributedDataParallel = SameBuckets
     State._apply_required_algorithms = lambda *_, **__: None  # type: ignore[method-assign]
     if not hasattr(_patch_pytorch, "original_unshard"):
         for name in ("original_unshard", "unshard_with_sync"):
