@@ -71,7 +71,7 @@ def test_other_options_are_refused_until_the_folder_is_gone(interrupted, tmp_pat
 
 
 def test_other_versions_are_refused(interrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr("lcl_composer.convert.machines.version", lambda name: "0.0")
+    monkeypatch.setattr("lcl_composer.versions.version", lambda name: "0.0")
     with pytest.raises(DataError, match=r"pillow [\d.]+ -> 0.0"):
         run(interrupted, tmp_path)
 
