@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lcl_composer.data.folders import whole_folder
-from lcl_composer.errors import ConfigError, DataError, LCLError, did_you_mean, one_line
+from lcl_composer.errors import ConfigError, DataError, did_you_mean
 from lcl_composer.export.card import write_card
+from lcl_composer.export.hub import check_hub, upload
 from lcl_composer.export.taken import Taken, Weights, take
 
 #: Name -> ``module:function``, which writes what was taken to a folder, reads it back by the library that the
@@ -40,13 +41,15 @@ def export_run(
         format: One of :data:`FORMATS`.
         weights: ``trained``, or the average of the ``ema`` algorithm.
         license: Of the weights, for the card: an identifier of the Hugging Face Hub such as ``mit``.
-        push: Name of a repository on the Hub to upload the folder to, which is made, private, if it is new.
+        push: ``OWNER/NAME`` of a repository on the Hub to upload the folder to, which is made, private, if it
+            is new.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: If there is no such format, the model cannot go into it, or a package is missing.
+        ConfigError: If there is no such format, the model cannot go into it, a package is missing, or nothing
+            can be pushed as things are.
         DataError: If what is to be exported cannot be read, ``out`` holds something, the folder that was
             written gives other features when it is read back, or the upload fails.
     """
@@ -55,6 +58,8 @@ def export_run(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"export: {out} is there already and not empty; remove it or choose another folder")
+    if push is not None:
+        check_hub(push)
     taken = take(run, weights)
     module, _, name = FORMATS[format].partition(":")
     write: Callable[[Taken, Path], str] = getattr(importlib.import_module(module), name)
@@ -68,7 +73,7 @@ def export_run(
             usage=usage,
             command=_command(run, out, format, weights),
         )
-    if push:
+    if push is not None:
         upload(out, push)
     return out
 
@@ -83,24 +88,3 @@ def _at_home(usage: str, written: Path, out: Path, push: str | None) -> str:
 def _command(run: str | Path, out: Path, format: str, weights: str) -> str:
     options = f" --format {format}" + (" --weights ema" if weights == "ema" else "")
     return f"lcl export {run} {out}{options}"
-
-
-def upload(folder: Path, repository: str) -> None:
-    """Upload a folder to a repository of the Hugging Face Hub.
-
-    Raises:
-        DataError: If the Hub refuses, or there is no way to it.
-    """
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi()
-    try:
-        api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by LCL-Composer")
-    except LCLError:
-        raise
-    except Exception as error:  # of the Hub, of the network, of a name that is none
-        raise DataError(
-            f"export: {folder} is written, but was not pushed to {repository!r}: {one_line(error)}; log in "
-            "with `hf auth login` and push it with `hf upload`"
-        ) from error

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -162,36 +161,6 @@ def test_the_card_says_what_it_is(run: Path, tmp_path: Path) -> None:
     assert ".partial" not in card
     (run / "summary.json").write_text(json.dumps(summary | {"batches": 9}))  # of later weights
     assert "0.625" not in (export_run(run, tmp_path / "later") / "README.md").read_text()
-
-
-class Hub:
-    """A stand-in for ``huggingface_hub.HfApi``."""
-
-    calls: list[tuple[Any, ...]]
-
-    def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
-        if "/" not in repo_id:
-            raise ValueError(f"403 Forbidden:\nno rights to {repo_id}")
-        self.calls.append(("create", repo_id, private, exist_ok))
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self.calls.append(("upload", repo_id, sorted(p.name for p in folder_path.iterdir())))
-
-
-def test_push(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "calls", [], raising=False)
-    out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["export", str(run), str(out), "--format", "hf", "--push", "me/tiny"])
-    assert result.output == f"wrote {out}\npushed to me/tiny\n"
-    assert 'AutoModel.from_pretrained("me/tiny")' in (out / "README.md").read_text()
-    files = ["README.md", "config.json", "model.safetensors"]
-    assert Hub.calls == [("create", "me/tiny", True, True), ("upload", "me/tiny", files)]
-    with pytest.raises(
-        DataError, match=r"other is written, but was not pushed to 'tiny': 403 .*log in"
-    ) as caught:
-        export_run(run, tmp_path / "other", push="tiny")
-    assert "\n" not in str(caught.value)
 
 
 def test_what_is_refused(run: Path, tmp_path: Path) -> None:
