@@ -12,12 +12,14 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import webencodings
 from chardetng_py import EncodingDetector
 
 from lcl_composer.convert.files import open_unzipped
+from lcl_composer.convert.images import Rejected
 from lcl_composer.convert.report import ConversionReport
 
 REPLACED = "bytes that are no text became U+FFFD"
@@ -33,6 +35,9 @@ _BOMS = (
 _CODECS = {"gbk": "gb18030", "euc-jp": "euc_jis_2004", "iso-2022-jp": "iso2022_jp_ext"}
 #: Labels that say nothing: a page that can be searched for one is no UTF-16.
 _EMPTY_LABELS = frozenset({"utf-8", "utf-16le", "utf-16be", "replacement", "x-user-defined"})
+#: Encodings in 7 bits that browsers refuse too, by what text in them holds: it would pass for ASCII.
+_UNREAD = {"utf-7": b"+", "unicode-1-1-utf-7": b"+", "hz-gb-2312": b"~{"}
+_UNREAD |= dict.fromkeys(("iso-2022-kr", "csiso2022kr", "iso-2022-cn", "iso-2022-cn-ext"), b"\x0e")
 #: Characters beyond ASCII from which text that is valid UTF-8 is so by no accident.
 _SURE = 4
 
@@ -55,13 +60,11 @@ class _Evidence:
         self.size = 0
         self.zeros = [0, 0]  # at even and at odd places
         self.escapes = 0
-        self.guesser = EncodingDetector()
         utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         for chunk in chunks:
             self.start = self.start or chunk[:4]
             self._count(chunk, utf8.decode(chunk))
         self.cut = utf8.getstate()[0]  # an unfinished character at the end
-        self.guesser.feed(b"", last=True)
 
     def _count(self, chunk: bytes, text: str) -> None:
         if b"\0" in chunk:
@@ -69,7 +72,6 @@ class _Evidence:
             self.zeros[1 - self.size % 2] += chunk[1::2].count(0)
         self.size += len(chunk)
         self.escapes += chunk.count(b"\x1b")
-        self.guesser.feed(chunk, last=False)
         if not text.isascii():
             valid = text.encode("utf-8", "ignore").decode()
             self.invalid += len(text) - len(valid)
@@ -100,13 +102,12 @@ def find_encoding(chunks: Iterable[bytes], label: str = "") -> tuple[str, str]:
     """Find the encoding of a text that is given in pieces.
 
     Args:
-        chunks: The text's bytes.
+        chunks: The text's bytes; they may be gone through twice.
         label: The encoding that it says it is in, or an empty string.
 
     Returns:
         Python's codec, and the encoding's name if it is a guess, else an empty string.
     """
-    chunks = [*chunks] if label else chunks
     evidence = _Evidence(chunks)
     if certain := evidence.bom() or evidence.utf16():
         return certain, ""
@@ -117,32 +118,46 @@ def find_encoding(chunks: Iterable[bytes], label: str = "") -> tuple[str, str]:
     if named is not None:
         wrong = evidence.characters and not evidence.invalid and not _fits(b"".join(chunks), _codec(named))
         return ("utf-8" if wrong else _codec(named)), ""
-    guess = evidence.guesser.guess(tld=None, allow_utf8=False).lower()
+    guess = _guess(chunks)
     return _codec(guess), guess
 
 
+def _guess(chunks: Iterable[bytes]) -> str:
+    guesser = EncodingDetector()
+    for chunk in chunks:
+        guesser.feed(chunk, last=False)
+    guesser.feed(b"", last=True)
+    return guesser.guess(tld=None, allow_utf8=False).lower()
+
+
 def find_file_encoding(path: Path) -> tuple[str, str]:
-    """Find the encoding of a text file as :func:`find_encoding` does; most are read once for it.
+    """Find the encoding of a text file as :func:`find_encoding` does; nearly all are read once for it.
 
     Raises:
         OSError: If it cannot be read.
     """
     utf8 = codecs.getincrementaldecoder("utf-8")()
     try:
-        for chunk in _chunks(path):
+        for chunk in _Chunks(path):
             utf8.decode(chunk)
             if b"\0" in chunk or b"\x1b" in chunk:
-                return find_encoding(_chunks(path))
+                return find_encoding(_Chunks(path))
         utf8.decode(b"", final=True)
     except UnicodeDecodeError:
-        return find_encoding(_chunks(path))
+        return find_encoding(_Chunks(path))
     return "utf-8", ""
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with open_unzipped(path) as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
+@dataclass(frozen=True)
+class _Chunks:
+    """The bytes of a file, read anew each time."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open_unzipped(self.path) as file:
+            while chunk := file.read(1 << 20):
+                yield chunk
 
 
 def decode_as(data: bytes, codec: str, name: str, report: ConversionReport) -> str:
@@ -171,7 +186,7 @@ def decode_text(data: bytes, name: str, report: ConversionReport, label: str = "
         report: Counts the text if its encoding is a guess or something in it is invalid.
         label: The encoding that it says it is in.
     """
-    if not label and b"\0" not in data and b"\x1b" not in data:
+    if b"\0" not in data and b"\x1b" not in data and (_means_utf8(label) or data.isascii()):
         with suppress(UnicodeDecodeError):  # nearly all texts, without looking for evidence
             return data.decode().removeprefix("\ufeff")
     codec, guess = find_encoding([data], label)
@@ -181,8 +196,16 @@ def decode_text(data: bytes, name: str, report: ConversionReport, label: str = "
 
 
 def decode_html(data: bytes, name: str, report: ConversionReport) -> str:
-    """Decode a web page, which may name its encoding in a ``<meta>`` or an XML declaration."""
-    return decode_text(data, name, report, named_encoding(data))
+    """Decode a web page, which may name its encoding in a ``<meta>`` or an XML declaration.
+
+    Raises:
+        Rejected: If it is in UTF-7 or another encoding that nobody reads.
+    """
+    label = named_encoding(data)
+    mark = _UNREAD.get(label.lower())
+    if mark is not None and mark in data and data.isascii():
+        raise Rejected(f"encoding that is not read: {label.lower()}")
+    return decode_text(data, name, report, label)
 
 
 def named_encoding(page: bytes) -> str:
@@ -199,6 +222,12 @@ def named_encoding(page: bytes) -> str:
         if label:
             return label.strip().decode("ascii", "replace")
     return ""
+
+
+def _means_utf8(label: str) -> bool:
+    """Say whether a label leaves UTF-8 as the likeliest encoding."""
+    found = webencodings.lookup(label) if label else None
+    return found is None or found.name in _EMPTY_LABELS
 
 
 def _fits(data: bytes, codec: str) -> bool:

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ _TELLING = frozenset({
     *_CONTROLS, "aside", "dialog", "footer", "header", "math", "menu", "nav", "noscript", "pre", "rp", "rt",
     "rtc", "search", "svg",
 })
-_TELLING_ATTRIBUTES = frozenset({"aria-hidden", "class", "hidden", "id", "role", "style"})
+_TELLING_ATTRIBUTES = frozenset({"aria-hidden", "hidden", "role", "style"})
 _CODE_NAMES = re.compile(r"highlight|code|listing|program|screen|syntax|fragment|language-|brush|console")
 _NAMED_BLOCKS = frozenset({
     "address", "aside", "center", "div", "dl", "li", "ol", "p", "section", "table", "td", "ul",
@@ -64,6 +65,7 @@ _UNSEEN_NAMES = frozenset({
     "cc-window", "onetrust-banner-sdk", "onetrust-consent-sdk", "cybotcookiebotdialog",
 })
 # fmt: on
+_ALL_NAMES = _COMMON_NAMES | _MENU_NAMES | _HEADER_NAMES | _FOOTER_NAMES | _UNSEEN_NAMES
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*(hidden|collapse)", re.I)
 
 
@@ -111,7 +113,20 @@ class Place(NamedTuple):
 
 def may_be_region(tag: str, attributes: dict[str, str | None]) -> bool:
     """Say whether :func:`region_of` has to look at an element; it need not at most."""
-    return tag in _TELLING or not _TELLING_ATTRIBUTES.isdisjoint(attributes)
+    if tag in _TELLING or not _TELLING_ATTRIBUTES.isdisjoint(attributes):
+        return True
+    return bool(_known_names(attributes))
+
+
+def _known_names(attributes: dict[str, str | None]) -> frozenset[str]:
+    """The well-known names among an element's classes and its id."""
+    names, name = _known_classes(attributes.get("class") or ""), attributes.get("id")
+    return names | {name.lower()} if name and name.lower() in _ALL_NAMES else names
+
+
+@lru_cache(maxsize=1 << 12)  # a site has few, and they stand on nearly every element
+def _known_classes(classes: str) -> frozenset[str]:
+    return _ALL_NAMES.intersection(classes.lower().split())
 
 
 def region_of(tag: str, attributes: dict[str, str | None], node: LexborNode, place: Place) -> Region | None:
@@ -170,7 +185,7 @@ def _named(tag: str, attributes: dict[str, str | None], place: Place) -> Region 
         return None  # their names speak of the layout around them
     if tag == "menu":
         return Region("navigation", Proof.NAME)
-    names = {*(attributes.get("class") or "").lower().split(), (attributes.get("id") or "").lower()}
+    names = _known_names(attributes)
     if names & _UNSEEN_NAMES:
         return Region("hidden", Proof.LANDMARK)
     if tag not in _NAMED_BLOCKS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from lcl_composer.convert.files import batched, inside, walk
@@ -14,15 +15,26 @@ from lcl_composer.convert.text import display_name
 from lcl_composer.data.document import Document, Image, Text
 
 _PART_IMAGES = 1000
-#: Folders that are splits, and what they are called in the data set.
-_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+#: What folders that are splits are called, in any case, and what in the data set.
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Source):
-    """A folder of class folders, or ``train``, ``val`` (or ``validation``) and ``test`` folders of them.
+    """A folder of class folders, or ``train``, ``val`` and ``test`` folders of them.
 
-    A document is the fixed image and the name of its class folder as the only text.
+    A document is the fixed image and the name of its class folder as the only text. ``training``,
+    ``validation``, ``valid``, ``dev`` and ``testing`` are splits too, in capitals or not, where folders lie
+    in them: one that holds images only is a class.
 
     Args:
         source: Folder with the class folders or the splits.
@@ -34,7 +46,13 @@ class ImageFolder(Source):
     reads: ClassVar[frozenset[str]] = SUFFIXES
 
     def _splits(self) -> list[str]:
-        return [split for split in _SPLITS if (self.source / split).is_dir()]
+        """Folders that are splits; where nothing but such folders is there, those without classes too."""
+        folders = [path for path in self.source.iterdir() if path.is_dir()]
+        found = [path for path in folders if path.name.lower() in _SPLITS]
+        splits = [path for path in found if any(map(_is_class, path.iterdir()))]
+        if not splits and len(found) == len(folders):
+            splits = found
+        return sorted((p.name for p in splits), key=lambda name: (list(_SPLITS).index(name.lower()), name))
 
     def survey(self, report: ConversionReport) -> None:
         """Count what is of no kind that is read, and images beside the folders of the splits."""
@@ -63,4 +81,8 @@ class ImageFolder(Source):
             raise Rejected("not in a class folder")
         image = Image(read_image(inside(self.source, path, links_into=self.links_into), self.rules))
         document = Document(name, f"{self.source.name}/{name}", (image, Text(folders[0])))
-        yield Converted(document, name, _SPLITS.get(split, "all"))
+        yield Converted(document, name, _SPLITS.get(split.lower(), "all"))
+
+
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")

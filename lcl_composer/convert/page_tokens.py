@@ -86,7 +86,8 @@ Token = str | ImageReference | Edge
 #: What a token may stand in that has a say in what is read.
 _INSIDES = ("main", "section", "quote", "link", "noscript", "pre", "unread")
 #: Elements that are one of these by their own name.
-_HOLDERS = _SECTIONS | {"a", "noscript", "pre"}
+_HOLDERS = _SECTIONS | {"noscript", "pre"}
+_IMAGES = ", ".join(sorted(IMAGE_TAGS))
 _EDGE, _HEADING = Edge(), Edge(heading=True)
 
 
@@ -137,7 +138,9 @@ class PageTokens:
                     self._text(item.text_content or "")
                 elif item.is_element_node and not _is_unread(item, tag := item.tag or ""):
                     stack.extend(self._enter(item, tag))
-                    if tag not in IMAGE_TAGS or not self._image(item, tag):
+                    if tag == "pre" and self._inside["unread"] and item.css_first(_IMAGES) is None:
+                        self._text(item.text())  # of coloured code each sign may be an element
+                    elif tag not in IMAGE_TAGS or not self._image(item, tag):
                         stack.extend(reversed(list(item.iter(include_text=True))))
             elif isinstance(item, str):
                 self._inside[item] -= 1
@@ -171,8 +174,12 @@ class PageTokens:
             self._mains.append(len(self.row))
         elif tag == "h1":
             self._titles.append(len(self.row))
-        if region is None and not is_main and tag not in _HOLDERS:
-            return leave
+        if region is None and not is_main:
+            if tag == "a" and not _IMAGE_LINK.search(attributes.get("href") or ""):
+                inside["link"] += 1
+                leave.append("link")
+            if tag not in _HOLDERS:
+                return leave
         for name, holds in (
             ("main", is_main),
             ("section", is_main or tag in _SECTIONS),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from lcl_composer.data.shards import open_shards, read_texts
 from lcl_composer.data.sources import CLASSES_FILE
 from lcl_composer.errors import DataError
 from lcl_composer.json_data import load_json
+
+_FILLERS = re.compile(r"[\s_.,'’-]+")
 
 
 def class_name(document: Document) -> str:
@@ -125,13 +129,20 @@ def classes_of(train: Iterable[Path], held_out: Iterable[Path] = ()) -> tuple[st
         held_out: Folders of the set to measure on.
 
     Raises:
-        DataError: If there are fewer than two, or the two sets differ in them.
+        DataError: If there are fewer than two, the two sets differ in them, or two folders of the training
+            set spell one differently.
     """
     train, held_out = list(train), list(held_out)
-    names = sorted({name for folder in train for name in count_classes(folder)})
-    where = ", ".join(map(str, train))
+    of_folder = {str(folder): set(count_classes(folder)) for folder in train}
+    for (one, ours), (other, theirs) in combinations(of_folder.items(), 2):
+        _check_spelling((one, ours), (other, theirs))
+    names = sorted(set().union(*of_folder.values()))
+    where = ", ".join(of_folder)
     if len(names) < 2:
-        raise DataError(f"{where}: {len(names)} classes; classification needs two at least")
+        raise DataError(
+            f"{where}: {len(names)} classes; classification needs two at least, of documents that are one "
+            "image and the name of its class, as lcl convert imagefolder makes"
+        )
     if held_out:
         others = {name for folder in held_out for name in count_classes(folder)}
         check_same_classes((where, names), (", ".join(map(str, held_out)), others))
@@ -151,11 +162,7 @@ def check_same_classes(train: tuple[str, Iterable[str]], held_out: tuple[str, It
     (first, ours), (second, theirs) = ((where, set(names)) for where, names in (train, held_out))
     if ours == theirs:
         return
-    spelled = {_plain(name): name for name in ours - theirs}
-    for name in sorted(theirs - ours):
-        if _plain(name) in spelled:
-            other = spelled[_plain(name)]
-            raise DataError(f"{second} calls a class {name!r} that {first} calls {other!r}; give it one name")
+    _check_spelling((first, ours), (second, theirs))
     odd = sorted(ours ^ theirs)
     raise DataError(
         f"{first} and {second} differ in the classes {', '.join(odd[:5])}"
@@ -163,5 +170,16 @@ def check_same_classes(train: tuple[str, Iterable[str]], held_out: tuple[str, It
     )
 
 
+def _check_spelling(one: tuple[str, set[str]], other: tuple[str, set[str]]) -> None:
+    """Refuse a class that each of two sets has under a name of its own, such as "Cat" and "cat"."""
+    (first, ours), (second, theirs) = one, other
+    spelled = {_plain(name): name for name in ours - theirs}
+    for name in sorted(theirs - ours):
+        if _plain(name) in spelled:
+            mine = spelled[_plain(name)]
+            raise DataError(f"{second} calls a class {name!r} that {first} calls {mine!r}; give it one name")
+
+
 def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
+    """A name without what people leave out of it; what is no letter may be all that tells C from C++."""
+    return _FILLERS.sub("", name.casefold()) or name

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lcl_composer.data.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, START_OF_TEXT
 from lcl_composer.errors import DataError, one_line
+
+#: How the files of tokenizers are called in a folder that ``save_pretrained`` or a hub made.
+_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
+
+
+def _missing(pretrained: str) -> str:
+    """What a folder lacks, which transformers says in other words or not at all; "" for nothing."""
+    folder = Path(pretrained)
+    if not folder.is_dir():
+        is_path = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
+        return "no such folder" if is_path else ""
+    if not any(any(folder.glob(name)) for name in _FILES):
+        return "holds no tokenizer (tokenizer.json, vocab.txt or the like); copy that of the model into it"
+    return ""
 
 
 class TransformersTokenizer:
@@ -19,12 +34,14 @@ class TransformersTokenizer:
         pretrained: A hub name or a folder, mostly that of ``model.language_model.pretrained``.
 
     Raises:
-        DataError: If there is no such tokenizer, or it has no Rust form.
+        DataError: If there is no such tokenizer, a folder holds none, or it has no Rust form.
     """
 
     def __init__(self, pretrained: str) -> None:
         from transformers import AutoTokenizer
 
+        if problem := _missing(pretrained):
+            raise DataError(f"tokenizer transformers: cannot load {pretrained!r}: {problem}")
         try:
             tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
         except Exception as error:  # each kind refuses in its own way

@@ -60,6 +60,8 @@ def open_shards(folder: Path) -> Shards:
         raise DataError(f"{folder}: no data set (no index.json){_suggestion(folder)}")
     shards = read_index(path)
     present = [shard for shard in shards if shard["samples"] and _stored(folder, shard)]
+    if not any(shard["samples"] for shard in shards):
+        raise DataError(f"{folder}: holds no document")
     if not present:
         raise DataError(f"{folder}: none of the {len(shards)} shards of its index is here; copy them first")
     return Shards(folder, present, len(shards) - len(present))

@@ -11,8 +11,10 @@ from lcl_composer.data.document import Document, Text
 
 # The flag w is Unicode's default word boundary; punctuation and spaces stand between boundaries too.
 _WORD_START = regex.compile(r"(?w)\b_*[\p{L}\p{N}]")
-#: The same for ASCII without underscores, faster: runs of letters and digits, and what joins two of them.
-_RUNS = bytes(code if chr(code).isalnum() and code < 128 else 32 for code in range(256))
+#: The same for ASCII, faster: runs of letters, digits and underscores, what joins two of them, and which of
+#: them are underscores only.
+_RUNS = bytes(code if (chr(code).isalnum() and code < 128) or code == ord("_") else 32 for code in range(256))
+_LINES = re.compile(r"(?<![A-Za-z0-9_])_+(?![A-Za-z0-9_])")
 _JOINTS = re.compile(r"['.:](?<=[A-Za-z].)(?=[A-Za-z])|['.,;](?<=[0-9].)(?=[0-9])", re.DOTALL)
 
 
@@ -22,8 +24,9 @@ def count_words(text: str) -> int:
     Where a script writes no spaces, the rules have no dictionary: a Chinese character, a hiragana, a Thai
     or Khmer letter counts as a word, a run of katakana as one. Punctuation counts nothing.
     """
-    if text.isascii() and "_" not in text:
-        return len(text.encode().translate(_RUNS).split()) - len(_JOINTS.findall(text))
+    if text.isascii():
+        count = len(text.encode().translate(_RUNS).split()) - len(_JOINTS.findall(text))
+        return count - len(_LINES.findall(text)) if "_" in text else count
     return len(_WORD_START.findall(text))
 
 

@@ -56,7 +56,7 @@ class CaptionedImages:
 
 
 def captions_of(document: Document, tokenizer: Tokenizer, most: int | None) -> list[str]:
-    """The first captions of a document, those left out that have no token.
+    """The first captions of a document, those left out that are blank or have no token.
 
     Raises:
         DataError: If it is not one image and its captions.
@@ -68,7 +68,7 @@ def captions_of(document: Document, tokenizer: Tokenizer, most: int | None) -> l
             "convert coco, flickr30k or captions make them"
         )
     structural = structural_ids(tokenizer)
-    return [text for text in texts if set(tokenizer.encode(text)) - structural][:most]
+    return [text for text in texts if text.strip() and set(tokenizer.encode(text)) - structural][:most]
 
 
 class CaptionRetrieval(Evaluation):

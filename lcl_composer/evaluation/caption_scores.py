@@ -47,6 +47,11 @@ class Words:
     references: Sequence[Sequence[str]]
     tokenizer: str
 
+    @property
+    def speak(self) -> bool:
+        """Whether any reference has a word; marks and signs are none."""
+        return any(text for texts in self.references for text in texts)
+
     def part(self, numbers: Iterable[int]) -> Words:
         """Some of the images."""
         numbers = list(numbers)
@@ -124,11 +129,16 @@ def score(words: Words, meteor: bool = True) -> Scores:
     Args:
         words: Of one image or more.
         meteor: Whether to measure METEOR too, which is a Java program of some seconds.
+
+    Raises:
+        DataError: If no reference has a word.
     """
     from pycocoevalcap.bleu.bleu import Bleu  # pyright: ignore[reportMissingTypeStubs]
     from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingTypeStubs]
     from pycocoevalcap.rouge.rouge import Rouge  # pyright: ignore[reportMissingTypeStubs]
 
+    if not words.speak:
+        raise DataError(f"captions: of {len(words.references)} images none has a reference with a word in it")
     references = {number: list(texts) for number, texts in enumerate(words.references)}
     captions = {number: [text] for number, text in enumerate(words.captions)}
     bleu: Any = Bleu(4).compute_score(references, captions, verbose=0)[0]

@@ -99,8 +99,8 @@ class Captioning(Writing):
         result = {}
         for domain in DOMAINS:
             numbers = [n for n, name in enumerate(names) if name.startswith(f"{domain}/")]
-            if numbers:
-                values = score(words.part(numbers), self.meteor).values
+            if numbers and (part := words.part(numbers)).speak:
+                values = score(part, self.meteor).values
                 result |= {f"{domain}/{name}": value for name, value in values.items()}
                 result[f"{domain}/images"] = len(numbers)
         return result

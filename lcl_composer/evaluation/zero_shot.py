@@ -71,9 +71,11 @@ def names_of(folders: Sequence[str], names: NameSet | Mapping[str, str]) -> list
         names: ``imagenet``, or names by folder.
 
     Raises:
-        ConfigError: If there are not a thousand folders for ImageNet's names, or one that is named is not
-            there.
+        ConfigError: If there are fewer than two folders, not a thousand for ImageNet's names, one that is
+            named is not there, or two are called alike, or one nothing.
     """
+    if len(folders) < 2:
+        raise ConfigError(f"zero_shot.images: {len(folders)} class folders; it needs two at least")
     if names == "imagenet":
         from open_clip import IMAGENET_CLASSNAMES
 
@@ -85,7 +87,13 @@ def names_of(folders: Sequence[str], names: NameSet | Mapping[str, str]) -> list
     assert not isinstance(names, str), "the registry checks it"
     if strange := sorted(set(names) - set(folders)):
         raise ConfigError(f"zero_shot.names: there is no class folder {strange[0]!r}")
-    return [names.get(folder, folder.replace("_", " ")) for folder in folders]
+    called = [names.get(folder, folder.replace("_", " ")).strip() for folder in folders]
+    for folder, name in zip(folders, called, strict=True):
+        first = folders[called.index(name)]
+        if not name or first != folder:
+            what = f"called {name!r} as {first!r} is" if name else "called nothing"
+            raise ConfigError(f"zero_shot.names: the class folder {folder!r} is {what}; name it")
+    return called
 
 
 def class_features(

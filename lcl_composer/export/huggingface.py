@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import __version__ as transformers_version
 
 from lcl_composer.data.image import eval_transform
 from lcl_composer.errors import ConfigError
@@ -17,6 +18,12 @@ from lcl_composer.export.timm import write_timm_folder
 from lcl_composer.models.encoder import Encoder, patch_tokens_of_timm
 from lcl_composer.models.open_clip_encoder import as_timm
 from lcl_composer.models.transformers_encoder import TransformersEncoder
+
+#: Makes transformers resize as Pillow does; from version 5 on its own choice is torchvision, which rounds
+#: some pixels to the level of 255 beside.
+_PILLOWS: dict[str, Any] = (
+    {"use_fast": False} if int(transformers_version.split(".")[0]) < 5 else {"backend": "pil"}
+)
 
 
 @torch.no_grad()
@@ -50,7 +57,7 @@ def write_huggingface(taken: Taken, folder: Path) -> str:
     else:
         found = model(pixel_values=pixels).last_hidden_state[:, -encoder.tokens_per_image :]
     check_same("transformers", found, encoder(pixels))
-    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    processor: Any = AutoImageProcessor.from_pretrained(folder, **(_PILLOWS if in_timm is None else {}))
     read = processor(_square_image(encoder), return_tensors="pt")["pixel_values"]
     check_same("transformers' image processor", read, _our_pixels(encoder), "pixels")
     return (

@@ -103,5 +103,7 @@ def _export(module: nn.Module, pixels: Tensor, path: Path, names: list[str]) -> 
                 external_data=size > _INSIDE_BYTES,
                 verbose=False,
             )
+    except OSError:  # the disk's, not the encoder's
+        raise
     except Exception as error:  # torch.export and onnxscript fail in their own ways by operator
         raise ConfigError(f"export: torch cannot write this encoder as ONNX: {one_line(error)}") from error

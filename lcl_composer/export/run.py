@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lcl_composer.data.folders import whole_folder
-from lcl_composer.errors import ConfigError, DataError, did_you_mean
+from lcl_composer.errors import ConfigError, DataError, did_you_mean, one_line
 from lcl_composer.export.card import write_card
 from lcl_composer.export.hub import check_hub, upload
 from lcl_composer.export.taken import Taken, Weights, take
@@ -50,20 +53,23 @@ def export_run(
     Raises:
         ConfigError: If there is no such format, the model cannot go into it, a package is missing, or nothing
             can be pushed as things are.
-        DataError: If what is to be exported cannot be read, ``out`` holds something, the folder that was
-            written gives other features when it is read back, or the upload fails.
+        DataError: If what is to be exported cannot be read, ``out`` holds something or cannot be written,
+            the folder that was written gives other features when it is read back, or the upload fails.
     """
     if format not in FORMATS:
         raise ConfigError(f"export: no format {format!r}; {did_you_mean(format, FORMATS)}")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"export: {out} is there already and not empty; remove it or choose another folder")
+    with _said(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(
+                f"export: {out} is there already and not empty; remove it or choose another folder"
+            )
     if push is not None:
         check_hub(push)
     taken = take(run, weights)
     module, _, name = FORMATS[format].partition(":")
     write: Callable[[Taken, Path], str] = getattr(importlib.import_module(module), name)
-    with whole_folder(out) as partial:
+    with _said(out), whole_folder(out) as partial:
         usage = _at_home(write(taken, partial), partial, out, push)
         write_card(
             taken,
@@ -76,6 +82,17 @@ def export_run(
     if push is not None:
         upload(out, push)
     return out
+
+
+@contextmanager
+def _said(out: Path) -> Iterator[None]:
+    """Raise DataError where a disk is full, or a folder cannot be written to."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"export: {out} cannot be written: {one_line(error)}; nothing is left of it"
+        ) from error
 
 
 def _at_home(usage: str, written: Path, out: Path, push: str | None) -> str:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcl_composer.convert.encoding import REPLACED, decode_html, decode_text, find_encoding, named_encoding
+from lcl_composer.convert.images import Rejected
 from lcl_composer.convert.report import ConversionReport
 
 JAPANESE = "これは日本語の文章です。赤いカードが一枚あります。"
@@ -122,6 +123,17 @@ def test_what_names_nothing_is_guessed_and_counted(text, codec, name):
     assert read(text.encode(codec)) == (text, {f"encoding guessed: {name}": 1})
     mislabelled = page("utf-8", text, codec)  # a page that says UTF-8 and is not
     assert text in decode_html(mislabelled, "x", new_report())
+
+
+@pytest.mark.parametrize(
+    ("label", "codec"), [("UTF-7", "utf-7"), ("hz-gb-2312", "hz"), ("iso-2022-kr", "iso2022_kr")]
+)
+def test_what_nobody_reads_is_refused_and_not_taken_for_ascii(label, codec):
+    text = {"utf-7": RUSSIAN, "hz": CHINESE, "iso2022_kr": KOREAN}[codec]
+    with pytest.raises(Rejected, match=f"encoding that is not read: {label.lower()}"):
+        decode_html(page(label, text, codec), "x", new_report())
+    assert "plain" in decode_html(page(label, "plain", "ascii"), "x", new_report())
+    assert text in decode_html(page(label, text, "utf-8"), "x", new_report())
 
 
 def test_a_text_in_pieces_is_judged_as_one():

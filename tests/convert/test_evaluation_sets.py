@@ -127,6 +127,27 @@ def test_what_is_no_class_or_split_is_counted(tree, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "kept", "classes"),
+    [
+        (("Training/cat/1.png", "Testing/cat/2.png"), {"train": 1, "test": 1}, ["cat", "cat"]),
+        (("train/cat/1.png", "dev/cat/2.png"), {"train": 1, "val": 1}, ["cat", "cat"]),
+        (("train/cat/1.png", "test/2.png"), {"train": 1}, ["cat"]),  # of a contest, without labels
+        (("cat/1.png", "test/2.png"), {"": 2}, ["cat", "test"]),
+        (("test/cat/1.png",), {"test": 1}, ["cat"]),
+    ],
+)
+def test_which_folders_are_splits(tree, tmp_path, names, kept, classes):
+    report, documents = run(ImageFolder(tree(dict.fromkeys(names, RED))), tmp_path)
+    assert {split if split != "all" else "": count for split, count in report.kept.items()} == kept
+    assert sorted(document.segments[1].text for document in documents.values()) == classes
+
+
+def test_splits_without_classes_are_no_classes(tree, tmp_path):
+    with pytest.raises(DataError, match="not in a class folder"):
+        run(ImageFolder(tree(dict.fromkeys(("train/1.png", "val/2.png"), RED))), tmp_path)
+
+
 def test_an_imagefolders_class_is_its_text(tree, tmp_path):
     files = {"train/cat/a.JPEG": picture(kind="JPEG"), "train/dog/x/b.png": RED, "val/cat/c.png": RED}
     files |= {"val/dog/broken.png": b"<html>", "train/stray.png": RED, "train/cat/notes.txt": b"no image"}

@@ -77,6 +77,14 @@ def test_both_sets_have_the_same_classes(make_dataset: MakeDataset) -> None:
         classes_of([make_dataset(rows("bee"), "one")])
 
 
+def test_training_sets_spell_a_class_alike(make_dataset: MakeDataset) -> None:
+    letters = [make_dataset(rows("a", "A", "C", "C++"), f"letters{n}") for n in range(2)]
+    assert classes_of(letters) == ("A", "C", "C++", "a")
+    one, other = make_dataset(rows("st. bernard", "C"), "one"), make_dataset(rows("St_Bernard", "C++"), "two")
+    with pytest.raises(DataError, match=r"two calls a class 'St_Bernard' that .*one calls 'st. bernard'"):
+        classes_of([one, other])
+
+
 def test_many_other_classes_are_counted() -> None:
     with pytest.raises(DataError, match=r"a and b differ in the classes 0, 1, 2, 3, 4 and 3 more"):
         check_same_classes(("a", [str(i) for i in range(8)]), ("b", []))

@@ -13,12 +13,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.errors import ConfigError, DataError
-from lcl_composer.evaluation.caption_retrieval import CaptionedImages, CaptionRetrieval, chances, outcomes_of
+from lcl_composer.evaluation.caption_retrieval import (
+    CaptionedImages,
+    CaptionRetrieval,
+    captions_of,
+    chances,
+    outcomes_of,
+)
 from lcl_composer.evaluation.metrics import TIE, caption_ranks
 from lcl_composer.evaluation.outcomes import read_outcomes
 from lcl_composer.methods.emu import Emu
-from lcl_composer.registry import evaluations
+from lcl_composer.registry import evaluations, tokenizers
 from tests.distributed import run_ranks
 from tests.models.tiny import IMAGE_SIZE, RULES, TOKENIZER, tiny_method, tiny_model
 from tests.runs import picture
@@ -171,6 +178,14 @@ def test_all_captions_or_few_images_where_that_is_asked_for(tmp_path: Path) -> N
     assert (every["captions"], few["images"], few["captions"]) == (12, 2, 6)
     with pytest.raises(ConfigError, match="must be at least 1"):
         evaluation_of(max_captions=0)
+
+
+def test_a_blank_caption_is_none_even_of_tokens(tmp_path: Path) -> None:
+    train_bpe(["a cat"], 300, tmp_path / "tokenizer.json")
+    tokenizer = tokenizers.build({"name": "bpe", "path": str(tmp_path / "tokenizer.json")})
+    assert tokenizer.encode("  ")
+    document = Document("d", "", (Image(b""), Text("  "), Text("a cat"), Text("")))
+    assert captions_of(document, tokenizer, None) == ["a cat"]
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:

@@ -95,6 +95,28 @@ def test_an_image_without_reference_is_refused() -> None:
         to_words(["a", "b"], [["a"], []])
 
 
+@pytest.mark.parametrize("java", [False, has_java()])
+def test_references_without_a_word_are_refused(java: bool) -> None:
+    with pytest.raises(DataError, match="of 2 images none has a reference with a word"):
+        score(to_words(["a", "b"], [["..."], [" ", ""]], java=java), meteor=False)
+
+
+def test_any_script_and_length_is_scored() -> None:
+    texts = [
+        "一只猫坐在垫子上",
+        "кошка сидит на коврике",
+        "قطة على الحصيرة",
+        "ภาพแมว",
+        "red " * 10_000,
+        "...",
+        "",
+    ]
+    others = [[text, "a cat"] for text in texts]
+    values = score(to_words(texts, others, java=False), meteor=False)
+    assert values.each["ROUGE-L"] == [pytest.approx(1.0)] * 5 + [0.0] * 2
+    assert min(values.each["CIDEr"][:4]) > 4.0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not has_java(), reason="METEOR is a Java program")
 def test_meteor_and_the_tokenizer_where_java_is(monkeypatch: pytest.MonkeyPatch) -> None:

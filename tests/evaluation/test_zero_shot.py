@@ -87,7 +87,15 @@ def test_names_and_templates() -> None:
     with pytest.raises(ConfigError, match="imagenet has 1000 classes, the folder 2"):
         names_of(["a", "b"], "imagenet")
     with pytest.raises(ConfigError, match="there is no class folder 'c'"):
-        names_of(["a"], {"c": "x"})
+        names_of(["a", "b"], {"c": "x"})
+    with pytest.raises(ConfigError, match="1 class folders; it needs two at least"):
+        names_of(["a"], {})
+    for folders, names in ((["a b", "a_b"], {}), (["a b", "c"], {"c": "a b"})):
+        with pytest.raises(ConfigError, match=r"class folder '\w+' is called 'a b' as 'a b' is; name it"):
+            names_of(folders, names)
+    with pytest.raises(ConfigError, match="class folder '_' is called nothing; name it"):
+        names_of(["_", "a"], {})
+    assert names_of(["_", "a"], {"_": "blank"}) == ["blank", "a"]
     with pytest.raises(ConfigError, match=r"'a photo': needs \{\} for the class name"):
         templates_of(["{}", "a photo"])
     with pytest.raises(ConfigError, match="'none'"):

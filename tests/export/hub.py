@@ -61,9 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             lines = [json.loads(line) for line in body.splitlines()]
             sent = [line["value"] for line in lines if line["key"] == "file"]
-            kept = self.server.files.setdefault("/".join(path[3:5]), {})
+            name = "/".join(path[3:5])
+            kept = self.server.files.setdefault(name, {})
             kept |= {file["path"]: base64.b64decode(file["content"]) for file in sent}
-            self._answer(200, {"commitUrl": f"{self.server.url}/commit", "commitOid": "1" * 40})
+            self._answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/1", "commitOid": "1" * 40})
 
     def _answer(self, code: int, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,27 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="another architecture"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["encoder", "hf", "released", "timm"])
+def test_a_full_disk_is_said_in_a_line(run: Path, tmp_path: Path, format: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"export: .*out cannot be written: .*large") as caught:
+            export_run(run, tmp_path / "out", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_place_where_nothing_can_be_written_is_said(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file/out", Path("/proc/out"), tmp_path / ("n" * 300)):
+        with pytest.raises(DataError, match=r"export: .* cannot be written") as caught:
+            export_run(run, out)
+        assert "\n" not in str(caught.value)
 
 
 RESNET = {"name": "timm", "model_name": "resnet18", "image_size": 32}
