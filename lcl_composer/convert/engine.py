@@ -196,6 +196,8 @@ def _check_splits(report: ConversionReport, job: Job, folder: WorkFolder, result
 
 
 def _nothing_found(report: ConversionReport, source: Source) -> str:
+    if (part := next(source.parts(), None)) is not None:
+        return f"{report.source}: holds no record; the first file that was read is {part.files[0]}"
     found = ", ".join(f"{what} ({count})" for what, count in report.passed_over.most_common(5))
     return (
         f"{report.source}: found nothing to read; {source.kind} looks for {source.looks_for}, "

@@ -44,8 +44,14 @@ def read_listed(name: Any, root: Path, rules: ImageRules, folders: Sequence[str]
         Rejected: If there is no such image, or one the rules refuse.
     """
     bases = [root / folder for folder in folders]
-    paths = (inside(root, name, base, rules.links_into) for base in bases)
-    found = next(filter(os.path.isfile, paths), None)
+    try:
+        paths = (inside(root, name, base, rules.links_into) for base in bases)
+        found = next(filter(os.path.isfile, paths), None)
+    except Rejected as climbs:
+        try:
+            return read_picture(name, root, rules, bases)  # "/a.png" may be that of the root
+        except Rejected:
+            raise climbs from None
     return read_image(found, rules) if found is not None else read_picture(name, root, rules, bases)
 
 

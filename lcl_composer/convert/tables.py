@@ -78,7 +78,7 @@ def check_columns(path: Path, columns: list[str], hint: str = "") -> None:
         hint: What helps where one is missing, for the message.
 
     Raises:
-        DataError: If it lacks one.
+        DataError: If it lacks one, or has several of its name.
     """
     try:
         if suffix_of(path.name) in COLUMNAR:
@@ -91,4 +91,6 @@ def check_columns(path: Path, columns: list[str], hint: str = "") -> None:
         return
     if missing := [column for column in columns if column not in found]:
         helps = f"; {hint}" if hint else ""
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(found)}{helps}")
+        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(found) or 'none'}{helps}")
+    if twice := [column for column in columns if found.count(column) > 1]:
+        raise DataError(f"{path}: several columns are called {twice[0]!r}; call the others otherwise")

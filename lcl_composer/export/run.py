@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,7 @@ def export_run(
             format=format,
             license=license,
             usage=usage,
-            command=_command(run, out, format, weights),
+            command=_command(run, out, format, weights, license),
         )
     if push is not None:
         upload(out, push)
@@ -90,9 +91,7 @@ def _said(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"export: {out} cannot be written: {one_line(error)}; nothing is left of it"
-        ) from error
+        raise DataError(f"export: {out} cannot be written: {one_line(error)}") from error
 
 
 def _at_home(usage: str, written: Path, out: Path, push: str | None) -> str:
@@ -102,6 +101,9 @@ def _at_home(usage: str, written: Path, out: Path, push: str | None) -> str:
     return usage.replace(f"local-dir:{written}", f"hf-hub:{push}").replace(str(written), push)
 
 
-def _command(run: str | Path, out: Path, format: str, weights: str) -> str:
-    options = f" --format {format}" + (" --weights ema" if weights == "ema" else "")
-    return f"lcl export {run} {out}{options}"
+def _command(run: str | Path, out: Path, format: str, weights: str, license: str) -> str:
+    """The line that makes the export again."""
+    options = ["--format", format]
+    options += ["--weights", "ema"] if weights == "ema" else []
+    options += ["--license", license] if license != "unknown" else []
+    return shlex.join(["lcl", "export", str(run), str(out), *options])

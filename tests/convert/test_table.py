@@ -262,8 +262,9 @@ def test_an_absolute_path_and_a_link_out_of_the_folder_climb_out(tmp_path):
     folder = images(tmp_path)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     rows = [(str(tmp_path / "secret.png"), "A."), ("link.png", "B."), (str(folder / "r.png"), "Inside.")]
+    rows += [("/d/b.jpg", "From the root.")]
     report, documents = run(Table(write(folder / "t.jsonl", rows)), tmp_path)
-    assert [shown(d)[1] for d in documents.values()] == ["Inside."]
+    assert [shown(d)[1] for d in documents.values()] == ["Inside.", "From the root."]
     assert dict(report.dropped) == {"path climbs out of the folder": 2}
 
 
@@ -273,6 +274,15 @@ def test_wrong_tables_are_refused(tmp_path):
         run(Table(table, caption_column="text"), tmp_path)
     with pytest.raises(DataError, match="no table"):
         run(Table(tmp_path / "set/r.png"), tmp_path)
+    table.write_text("image,caption,caption\nr.png,A.,B.\n")
+    with pytest.raises(DataError, match=r"t\.csv: several columns are called 'caption'; call the others"):
+        run(Table(table), tmp_path)
+    table.write_text("image,caption\n")
+    with pytest.raises(DataError, match=r"t\.csv: holds no record; the first file that was read is t\.csv"):
+        run(Table(table), tmp_path)
+    table.write_text("")
+    with pytest.raises(DataError, match="no column 'image'; it has none; name"):
+        run(Table(table), tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         run(Table(tmp_path / "none"), tmp_path)
 

@@ -153,7 +153,7 @@ def test_the_card_says_what_it_is(run: Path, tmp_path: Path) -> None:
         "train.py 'a b.yaml'",
         "| total loss at the end of training | 2.5 |",
         "size: 16 x 16 RGB (shortest side, bicubic, centre crop)",
-        f"lcl export {run} {out} --format timm",
+        f"lcl export {run} {out} --format timm --license mit",
         f'timm.create_model("local-dir:{out}", pretrained=True)',
         "torch 2.7.0.",
         "abc123",
