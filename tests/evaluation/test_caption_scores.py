@@ -111,10 +111,10 @@ def test_any_script_and_length_is_scored() -> None:
         "...",
         "",
     ]
-    others = [[text, "a cat"] for text in texts]
+    others = [[text, "a cat"] for text in texts[:5]] + [["a cat"]] * 2
     values = score(to_words(texts, others, java=False), meteor=False)
     assert values.each["ROUGE-L"] == [pytest.approx(1.0)] * 5 + [0.0] * 2
-    assert min(values.each["CIDEr"][:4]) > 4.0
+    assert min(values.each["CIDEr"][:4]) > 1.0
 
 
 @pytest.mark.slow

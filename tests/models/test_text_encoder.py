@@ -99,7 +99,7 @@ def test_pretrained_weights_come_with_their_tokenizer_and_sizes(tmp_path: Path) 
 def test_without_a_tokenizer_it_is_said_in_a_line(tmp_path: Path) -> None:
     folder = save(tmp_path / "bert")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (Path(folder) / name).unlink()
+        (Path(folder) / name).unlink(missing_ok=True)  # the last is of transformers 4 alone
     with pytest.raises(DataError, match=r"cannot load .*bert': holds no tokenizer \(tokenizer.json") as error:
         TransformersTokenizer(folder)
     assert "\n" not in str(error.value)
