@@ -19,7 +19,8 @@ def check_hub(repository: str) -> None:
     """
     try:
         from huggingface_hub import constants, get_token
-        from huggingface_hub.utils import HFValidationError, validate_repo_id
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # pyright: ignore[reportPrivateImportUsage]
     except ImportError as error:
         raise ConfigError(
             f"export: --push needs huggingface_hub ({one_line(error)}); `pip install huggingface_hub`"
