@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -68,6 +69,8 @@ _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 #: Deeper elements are read as if they stood side by side, as in Chromium.
 _MAX_DEPTH = 512
 _FEW_TAGS = 8192
+#: Characters of a text that is likely to be met again.
+_SHORT = 48
 _TAG = re.compile(r"<(/?)([a-z][\w:-]*)[^<>]*>", re.I)
 #: Soft hyphens, zero-width spaces, word joiners and byte-order marks: marks for breaking lines, no text.
 _INVISIBLE = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")
@@ -139,7 +142,7 @@ class PageTokens:
                 elif item.is_element_node and not _is_unread(item, tag := item.tag or ""):
                     stack.extend(self._enter(item, tag))
                     if tag == "pre" and self._inside["unread"] and item.css_first(_IMAGES) is None:
-                        self._text(item.text())  # of coloured code each sign may be an element
+                        self._text(item.text(separator="\n"))  # in coloured code each sign is an element
                     elif tag not in IMAGE_TAGS or not self._image(item, tag):
                         stack.extend(reversed(list(item.iter(include_text=True))))
             elif isinstance(item, str):
@@ -203,7 +206,7 @@ class PageTokens:
             return
         if not text.isascii():
             text = text.translate(_INVISIBLE)
-        self._add(text, count_words(text))
+        self._add(text, _words(text) if len(text) <= _SHORT else count_words(text))
 
     def _image(self, node: LexborNode, tag: str) -> bool:
         """Add the image that an element shows; say whether nothing else is in the element."""
@@ -226,6 +229,11 @@ class PageTokens:
         self.words.append(words)
         self._prose.append(words if content else 0)
         self._images.append(int(content and isinstance(token, ImageReference)))
+
+
+@lru_cache(maxsize=1 << 14)  # the pages of a site have the same menus and signs
+def _words(text: str) -> int:
+    return count_words(text)
 
 
 def _is_gap(token: Token) -> bool:
