@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from html import escape
 from html.entities import name2codepoint
 from pathlib import PurePosixPath
@@ -26,6 +27,8 @@ _UNREAD = frozenset({"script", "style"})
 #: XHTML's own DTD is not fetched; what pages need of it are the names of characters.
 _CHARACTERS = "".join(f'<!ENTITY {name} "&#{code};">' for name, code in name2codepoint.items() if code > 127)
 
+_NAMED = re.compile(r"&(?!amp;|lt;|gt;|quot;|apos;)[A-Za-z]")
+_SPECIAL = re.compile("[&<>\"']")
 _OPEN_AND_SHUT = re.compile(r"""<([a-zA-Z][\w:-]*)((?:\s[^<>]*[\s"'])?)/>""")
 _PREFIXED = re.compile(r"(</?)(?:h|html|xhtml):(?=[a-z])")
 
@@ -58,6 +61,7 @@ class _Rewriter:
     def __init__(self) -> None:
         self._out: list[str] = []
         self._unread = 0
+        self._named = False
         self._parser = expat.ParserCreate(namespace_separator=" ")
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start
@@ -75,13 +79,15 @@ class _Rewriter:
             ValueError: If it holds characters that cannot be encoded.
         """
         # The text is decoded already; what it says of its encoding no longer holds.
+        self._named = _NAMED.search(text) is not None
         undeclared = re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"), count=1)
         self._parser.Parse(undeclared.lstrip().encode(), True)
         return "<!DOCTYPE html>" + "".join(self._out)
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        tag = _local(name)
-        written = "".join(f' {_local(key)}="{escape(value)}"' for key, value in attributes.items())
+        tag, written = _local(name), ""
+        for key, value in attributes.items():
+            written += f' {_local(key)}="{escape(value) if _SPECIAL.search(value) else value}"'
         self._out.append(f"<{tag}{written}>")
         self._unread += tag in _UNREAD
 
@@ -93,14 +99,15 @@ class _Rewriter:
 
     def _text(self, text: str) -> None:
         if not self._unread:
-            self._out.append(escape(text, quote=False))
+            self._out.append(escape(text, quote=False) if _SPECIAL.search(text) else text)
 
     def _entity(self, context: str | None, base: str | None, system: str | None, public: str | None) -> int:
         """Read the names of characters in place of a DTD (no context), and nothing for any other file."""
-        if context is None:
+        if context is None and self._named:
             self._parser.ExternalEntityParserCreate(context).Parse(_CHARACTERS, True)
         return 1
 
 
+@lru_cache(maxsize=1 << 10)
 def _local(name: str) -> str:
     return name.rpartition(" ")[2].lower()
