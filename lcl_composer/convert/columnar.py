@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from lcl_composer.convert.encoding import decode_text
 from lcl_composer.convert.images import Rejected
+from lcl_composer.convert.memory import TooLarge, bounded, bounded_memory, check_rows
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Part
 
@@ -32,16 +33,28 @@ def read_schema(path: Path) -> pa.Schema:
     Raises:
         OSError, ValueError, pa.ArrowException: If it is broken.
     """
-    if not is_arrow(path):
-        return pq.read_schema(path)
-    with pa.memory_map(str(path)) as file:
-        return _open_arrow(file).schema
+    with bounded_memory(_mapped(path)):
+        if not is_arrow(path):
+            return pq.read_schema(path)
+        with pa.memory_map(str(path)) as file:
+            return _open_arrow(file).schema
+
+
+def why_broken(error: BaseException) -> str:
+    """Return what a file is counted under of which reading it raised ``error``."""
+    return str(error) if isinstance(error, TooLarge) else f"unreadable or cut off ({type(error).__name__})"
+
+
+def _mapped(path: Path) -> int:
+    """Bytes of a file that reading it maps into memory."""
+    return path.stat().st_size if is_arrow(path) else 0
 
 
 def columnar_parts(path: Path, name: str) -> Iterator[Part]:
     """Yield groups of rows: row groups of Parquet, record batches of Arrow; a broken file as one part."""
     try:
-        sizes = _arrow_sizes(path) if is_arrow(path) else _group_sizes(path)
+        with bounded_memory(_mapped(path)):
+            sizes = _arrow_sizes(path) if is_arrow(path) else _group_sizes(path)
     except BROKEN:
         yield Part(name, (name,), [0, 1 << 31, 0])  # reading it will say where it breaks
         return
@@ -76,16 +89,24 @@ def columnar_rows(
         report: Counts strings that are no UTF-8.
     """
     begin, end, number = items
-    batches = _arrow_part if is_arrow(path) else _parquet_part
-    for batch in batches(path, columns, begin, end):
-        for row in _rows(batch, name, number, report):
-            yield number, row
-            number += 1
+    part = (_arrow_part if is_arrow(path) else _parquet_part)(path, columns, begin, end)
+    for batch in bounded(_numbered(part, name, number, report), _mapped(path)):
+        yield from batch
+
+
+def _numbered(
+    batches: Iterator[pa.RecordBatch], name: str, number: int, report: ConversionReport
+) -> Iterator[list[tuple[int, dict[str, Any] | Rejected]]]:
+    """Yield the rows of each batch with their numbers."""
+    for batch in batches:
+        yield list(enumerate(_rows(batch, name, number, report), number))
+        number += batch.num_rows
 
 
 def _parquet_part(path: Path, columns: list[str], begin: int, end: int) -> Iterator[pa.RecordBatch]:
     # Without the pre-buffer pages are read as they are needed, not a row group's columns at once.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        check_rows(file.metadata.num_rows, path)
         wanted = [column for column in columns if column in file.schema_arrow.names]
         yield from file.iter_batches(
             _BATCH_ROWS, row_groups=list(range(begin, end)), columns=wanted, use_threads=False
@@ -98,6 +119,7 @@ def _arrow_part(path: Path, columns: list[str], begin: int, end: int) -> Iterato
             if index >= end:
                 return
             if index >= begin:
+                check_rows(batch.num_rows, path)
                 whole = batch.select([name for name in columns if name in batch.schema.names])
                 for start in range(0, whole.num_rows, _BATCH_ROWS):
                     yield whole.slice(start, _BATCH_ROWS)
@@ -125,6 +147,8 @@ def _rows(
     try:
         yield from batch.to_pylist()
         return
+    except MemoryError:
+        raise
     except (ValueError, OverflowError, pa.ArrowException):
         pass
     for index in range(batch.num_rows):
@@ -135,6 +159,8 @@ def _rows(
                 field.name: _values(row.column(place), where, report)[0]
                 for place, field in enumerate(row.schema)
             }
+        except MemoryError:
+            raise
         except (ValueError, OverflowError, pa.ArrowException) as error:
             yield Rejected(f"cell that cannot be read ({type(error).__name__})")
 

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lcl_composer.convert.columnar import read_schema
+from lcl_composer.convert.columnar import BROKEN as BROKEN_TABLE
+from lcl_composer.convert.columnar import read_schema, why_broken
 from lcl_composer.convert.encoding import decode_text
 from lcl_composer.convert.files import batched, inside, parse_json, suffix_of, walk
 from lcl_composer.convert.images import SUFFIXES, accept_image, read_file
+from lcl_composer.convert.memory import bounded, check_rows
 from lcl_composer.convert.pairs import PairSource, check_facts
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.sidecars import lone_sidecars, with_sidecars
@@ -110,12 +112,13 @@ class Img2Dataset(PairSource):
         """Yield the failed downloads of a table of facts."""
         try:
             with pq.ParquetFile(self.source / table) as file:
+                check_rows(file.metadata.num_rows, self.source / table)
                 if "status" in file.schema_arrow.names:
                     yield from _failed_downloads(display_name(_stem(table)), file)
                 else:
                     report.pass_over(".parquet files without a status", display_name(table))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            report.break_file(f"unreadable or cut off ({type(error).__name__})", table)
+        except BROKEN_TABLE as error:
+            report.break_file(why_broken(error), table)
 
     def _of_table(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:
         stem = display_name(_stem(part.files[0]))
@@ -186,7 +189,7 @@ def _stem(name: str) -> str:
 def _holds_images(table: Path) -> bool:
     try:
         schema = read_schema(table)
-    except (OSError, ValueError, pa.ArrowException):
+    except BROKEN_TABLE:
         return False  # reading it will say what is wrong
     return any(name in schema.names and _is_bytes(schema.field(name).type) for name in _IMAGES)
 
@@ -197,8 +200,9 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _failed_downloads(stem: str, table: pq.ParquetFile) -> Iterator[tuple[str, Rejected]]:
     columns = [name for name in ("key", "status") if name in table.schema_arrow.names]
-    for batch in table.iter_batches(4096, columns=columns, use_threads=False):
-        for row in batch.to_pylist():
+    batches = table.iter_batches(4096, columns=columns, use_threads=False)
+    for rows in bounded(batch.to_pylist() for batch in batches):
+        for row in rows:
             if row["status"] != "success":
                 yield f"{stem}/{row.get('key')}", _not_downloaded(row["status"])
 

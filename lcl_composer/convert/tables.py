@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lcl_composer.convert.columnar import BROKEN, columnar_parts, columnar_rows, read_schema
+from lcl_composer.convert.columnar import BROKEN, columnar_parts, columnar_rows, read_schema, why_broken
 from lcl_composer.convert.encoding import find_file_encoding
 from lcl_composer.convert.files import suffix_of
 from lcl_composer.convert.images import Rejected
@@ -66,7 +66,7 @@ def table_rows(
             here = f"{name}:{number + 1}"
             yield f"{name}:{number}", row
     except _BROKEN as error:
-        report.break_file(f"unreadable or cut off ({type(error).__name__})", here)
+        report.break_file(why_broken(error), here)
 
 
 def check_columns(path: Path, columns: list[str], hint: str = "") -> None:
