@@ -1,8 +1,8 @@
 """A bound on the memory that one step of reading a file takes, whatever the file unpacks to.
 
 A few kilobytes of Parquet stand for terabytes in many ways: a compressed page, one long value of a dictionary
-that a list names a million times, run lengths of nulls. Compressed buffers of Arrow files do the same. Neither's
-metadata need tell the truth, and pyarrow has no bound of its own, so the system refuses the memory.
+that a list names a million times, run lengths of nulls. Compressed buffers of Arrow files do the same. What
+their metadata say need not be true, and pyarrow has no bound of its own, so the system refuses the memory.
 """
 
 from __future__ import annotations
