@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _TRAINER_ARGUMENTS = {
     "device_train_microbatch_size",
     "dist_timeout",
-    "log_to_console",
     "max_duration",
     "run_name",
     "save_folder",
@@ -189,6 +188,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         DataError: If data or a checkpoint are missing or damaged.
     """
     from composer import Trainer
+    from composer.loggers import ConsoleLogger
     from composer.utils import dist, get_device, reproducibility
 
     from lcl_composer.callbacks.exact_resume import ExactResume
@@ -219,6 +219,7 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         progress_bar=False,  # Composer's comes with boxes of stars, and its names fill a line; ours does not
         precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         device=device,
+        log_to_console=config.log_to_console and dist.get_global_rank() == 0,
         autoresume=config.autoresume and run.remote,
         load_path=start.path or config.load_path,
         load_weights_only=start.path is None,  # load_path starts a new run
@@ -227,6 +228,9 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     for callback in callbacks:
         if isinstance(callback, ExactResume):
             callback.trainer = trainer
+    for destination in trainer.logger.destinations:
+        if isinstance(destination, ConsoleLogger):  # it would begin with a box of a node's name and number
+            destination.hparams_already_logged_to_console = True
     allow_tf32(config.tf32)
     return trainer
 

@@ -29,7 +29,7 @@ def mend_composer() -> None:
     from composer.trainer import _patch_pytorch
     from torch.distributed.fsdp._flat_param import FlatParamHandle
 
-    dist_strategy.DistributedDataParallel = SameBuckets
+    dist_strategy.DistributedDataParallel = SameBuckets  # pyright: ignore[reportPrivateImportUsage]
     State._apply_required_algorithms = lambda *_, **__: None  # type: ignore[method-assign]
     if not hasattr(_patch_pytorch, "original_unshard"):
         for name in ("original_unshard", "unshard_with_sync"):

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 
 from lcl_composer.errors import DataError, one_line
+from lcl_composer.links import refuse_links
 
 _METADATA = ".metadata"
 _MARK = object()
@@ -59,6 +60,7 @@ def read_sharded(folder: Path, without: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         DataError: If a file is missing, damaged, or holds code.
     """
+    refuse_links(folder, [folder / _METADATA, *folder.glob("*.distcp")])
     try:
         metadata = read_without_code((folder / _METADATA).read_bytes())
         pieces: dict[str, list[tuple[tuple[int, ...], Any]]] = {}

@@ -27,6 +27,7 @@ from lcl_composer.config import ComposedConfig, compose
 from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.errors import ConfigError, DataError, LCLError, one_line
 from lcl_composer.json_data import load_json
+from lcl_composer.links import refuse_links
 from lcl_composer.registry import encoders
 from lcl_composer.resume import Change, changes
 
@@ -167,12 +168,14 @@ def _of_folder(label: str, folder: Path) -> Entrant:
         inside = folder / "encoder"
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
         raise DataError(f"{folder}: no exported encoder (no config.json in it){hint}")
+    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    refuse_links(folder, files)
     try:
         image_size = load_json((folder / "config.json").read_text())["encoder"]["image_size"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in files:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

@@ -332,3 +332,11 @@ class FailingAtTwo(Callback):
         if state.timestamp.batch == 1:
             raise RuntimeError("DataLoaded nothing")
 '''
+
+
+def test_metrics_on_the_console_come_without_composers_box(data: Path, capsys: pytest.CaptureFixture[str]):
+    fit(runs.settings(data, log_to_console=True, max_duration="2ba"))
+    printed = capsys.readouterr().err
+    assert printed.count("Train loss/train/total: ") == 2
+    assert "***" not in printed
+    assert "node_name" not in printed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +17,11 @@ from lcl_composer.inspect.histogram import histogram
 from lcl_composer.inspect.inspect_page import data_set_name, scope, settings, tiles, write_page
 from lcl_composer.inspect.survey import Shown, Survey, survey
 from lcl_composer.inspect.view import Viewer
+from lcl_composer.links import links_out
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+#: Links out of a data set that are named.
+_LINKS = 10
 
 
 #: Flags that a run's YAML stands for.
@@ -74,6 +79,9 @@ def print_inspection(
         LCLError: If the data set cannot be read.
     """
     console = Console()
+    for link in islice(links_out(folder), _LINKS) if folder.is_dir() else ():
+        named = f"! {link} is a link out of the data set, to {os.path.realpath(link)}"
+        console.print(_printable(named), style="bold yellow", highlight=False)
     found = survey(folder, viewer, image_size, sample, documents, progress=console.is_terminal)
     if page is None:
         print_survey(found, console)

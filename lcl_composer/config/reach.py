@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from lcl_composer.config.compose import ComposedConfig
 from lcl_composer.config.schema import RunConfig
 from lcl_composer.registry import callbacks, methods
 
-#: Parameters of components that name a model of the Hugging Face Hub, a file or a folder.
-_PRETRAINED = ("pretrained", "weights", "folder")
+#: Parameters of a model's components that name a model of the Hugging Face Hub, a file or a folder.
+_PRETRAINED = ("pretrained", "weights", "folder", "path", "model")
+#: Those of callbacks and evaluations that name a folder of images.
+_IMAGES = ("train", "val", "images")
+#: Variables that say where a tracker sends to; both have a default or a setting.
+_TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_BASE_URL"}
+#: What the callback ``notify`` does, and the variable that it has it from.
+_NOTIFY = {"runs the command in": "LCL_NOTIFY_COMMAND", "posts to the address in": "LCL_NOTIFY_WEBHOOK"}
 
 
 def reach(composed: ComposedConfig) -> list[tuple[str, str]]:
-    """What the run reads of the environment, which drop-ins it runs, where it writes and what it fetches.
+    """What the run reads of the environment and runs, where it writes, what it fetches, and who is told.
 
     Returns:
         What it does, and to what.
@@ -24,12 +31,24 @@ def reach(composed: ComposedConfig) -> list[tuple[str, str]]:
     rows += [("runs the code in", file) for file in _drop_ins(run)]
     rows += [("writes into", place) for place in dict.fromkeys(_written(run))]
     rows += [("fetches or reads", place) for place in dict.fromkeys(_fetched(run))]
-    return rows + [("sends metrics by", name) for name in run.loggers if name in ("mlflow", "wandb")]
+    rows += [("sends metrics to", place) for place in _trackers(run)]
+    if "notify" in run.callbacks:
+        rows += [(what, f"{_state(name)}, at its end") for what, name in _NOTIFY.items()]
+    return rows
+
+
+def _state(name: str) -> str:
+    return f"{name} ({'set' if name in os.environ else 'not set'})"
 
 
 def _variable(name: str, keys: list[str]) -> str:
-    state = "set" if name in os.environ else "not set"
-    return f"{name} ({state}), for {', '.join(dict.fromkeys(keys))}"
+    return f"{_state(name)}, for {', '.join(dict.fromkeys(keys))}"
+
+
+def _trackers(run: RunConfig) -> Iterator[str]:
+    for name, variable in _TRACKERS.items():
+        if name in run.loggers:
+            yield f"{name}: {run.loggers[name].get('tracking_uri') or f'the server in {_state(variable)}'}"
 
 
 def _drop_ins(run: RunConfig) -> Iterator[str]:
@@ -53,6 +72,12 @@ def _written(run: RunConfig) -> Iterator[str]:
     if not run.save_folder.startswith(f"runs/{run.run_name}/"):
         yield run.save_folder
     yield from (local for local, remote, made in _streams(run) if remote or made)
+    yield from (spec["folder"] for _, spec in _observers(run) if spec.get("folder"))
+
+
+def _observers(run: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    for table in (run.algorithms, run.callbacks, run.evaluation):
+        yield from table.items()
 
 
 def _fetched(run: RunConfig) -> Iterator[str]:
@@ -62,5 +87,7 @@ def _fetched(run: RunConfig) -> Iterator[str]:
     parts = [run.tokenizer, run.model.encoder, run.model.language_model]
     for spec in (part.spec() for part in parts if part is not None):
         for key in _PRETRAINED:
-            if spec.get(key):
+            if spec.get(key) and not isinstance(spec[key], dict):
                 yield str(spec.get("model_name") if spec[key] is True else spec[key])
+    for _, spec in _observers(run):
+        yield from (spec[key] for key in _IMAGES if isinstance(spec.get(key), str))

@@ -14,6 +14,7 @@ from lcl_composer.convert.text import one_line
 from lcl_composer.data.document import Document, Image, Segment, Text
 from lcl_composer.data.shards import open_shards, read_shard, shard_file
 from lcl_composer.errors import DataError
+from lcl_composer.links import leads_out, refuse_links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,10 @@ class DocumentPairs(Source):
             shards = open_shards(self.source / split)
             shards.check_whole()
             for shard in shards.present:
-                file = shard_file(shards.folder, shard).relative_to(self.source).as_posix()
+                path = shard_file(shards.folder, shard)
+                if self.links_into is None or leads_out(path, self.links_into):
+                    refuse_links(self.source, [path])
+                file = path.relative_to(self.source).as_posix()
                 yield Part(file, (file,), [split, shard])
 
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, tuple[str, Document]]]:

@@ -8,13 +8,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from lcl_composer.convert.images import Rejected
+from lcl_composer.links import leads_out, snapshot_blobs
 
 T = TypeVar("T")
 
@@ -26,23 +27,29 @@ _LITTER = frozenset({"__MACOSX", "@eaDir"})
 #: What macOS writes beside a file begins like this.
 APPLE_DOUBLE = "._"
 LINK = "links to folders (see --links-into)"
+LINK_OUT = "links out of the folder (see --links-into)"
 #: What ``wget`` leaves of a URL behind the name of a file.
 _QUERY = re.compile(r"(?<=\w)\?\w+=.*$")
 
 
-def walk(folder: Path, suffixes: frozenset[str], links_into: Path | None = None) -> Iterator[str]:
+def walk(
+    folder: Path, suffixes: frozenset[str], links_into: Path | None = None, root: Path | None = None
+) -> Iterator[str]:
     """Yield the files with these suffixes (of :func:`suffix_of`) below a folder, by their path in it.
 
     Files come before sub-folders and both in order of their names. Hidden folders are not entered; links to
-    folders are followed once, where they lead below ``links_into``. No more than the names of the folders on
-    the way are held.
+    folders are followed once, where they lead below ``links_into``; those to files where they lead below it
+    or below ``root``, which is the folder if none is given. No more than the names of the folders on the way
+    are held.
     """
-    for name, problem in scan(folder, links_into):
+    for name, problem in scan(folder, links_into, root):
         if problem is None and suffix_of(name) in suffixes:
             yield name
 
 
-def scan(folder: Path, links_into: Path | None = None) -> Iterator[tuple[str, str | None]]:
+def scan(
+    folder: Path, links_into: Path | None = None, root: Path | None = None
+) -> Iterator[tuple[str, str | None]]:
     """Yield all below a folder in the order of :func:`walk`: a path, and None or why it is not looked at."""
     followed: set[Path] = set()
     stack = [""]
@@ -52,8 +59,11 @@ def scan(folder: Path, links_into: Path | None = None) -> Iterator[tuple[str, st
             found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
         inner = []
         for name, is_folder, is_link in found:
-            if not is_folder:
-                yield f"{here}{name}", "AppleDouble files" if name.startswith(APPLE_DOUBLE) else None
+            if name.startswith(APPLE_DOUBLE) and not is_folder:
+                yield f"{here}{name}", "AppleDouble files"
+            elif not is_folder:
+                strange = is_link and _is_strange(folder / here / name, root or folder, links_into)
+                yield f"{here}{name}", LINK_OUT if strange else None
             elif name.startswith(".") or name in _LITTER:
                 yield f"{here}{name}", "hidden folders"
             elif is_link and not _may_follow(folder / here / name, links_into, followed):
@@ -61,6 +71,11 @@ def scan(folder: Path, links_into: Path | None = None) -> Iterator[tuple[str, st
             else:
                 inner.append(f"{here}{name}/")
         stack.extend(reversed(inner))
+
+
+def _is_strange(link: Path, root: Path, links_into: Path | None) -> bool:
+    """Whether a link to a file leads neither into the root nor into where links may lead."""
+    return all(leads_out(link, home) for home in (root, links_into) if home is not None)
 
 
 def _may_follow(link: Path, links_into: Path | None, followed: set[Path]) -> bool:
@@ -106,17 +121,6 @@ def is_litter(name: str) -> bool:
         or name.startswith("__MACOSX/")
         or "/__MACOSX/" in name
     )
-
-
-@cache
-def snapshot_blobs(folder: Path) -> Path | None:
-    """Return where the links of a Hugging Face cache lead, for a folder in ``REPO/snapshots/REVISION``."""
-    path = Path(os.path.abspath(folder))
-    for revision in (path, *path.parents):
-        blobs = revision.parent.parent / "blobs"
-        if revision.parent.name == "snapshots" and blobs.is_dir():
-            return blobs
-    return None
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

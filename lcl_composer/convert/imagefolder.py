@@ -65,7 +65,7 @@ class ImageFolder(Source):
     def parts(self) -> Iterator[Part]:
         """Yield images by the thousand, split after split."""
         for split in self._splits() or [""]:
-            names = walk(self.source / split, SUFFIXES, self.links_into)
+            names = walk(self.source / split, SUFFIXES, self.links_into, self.source)
             for images in batched((f"{split}/{name}".lstrip("/") for name in names), _PART_IMAGES):
                 yield Part(images[0], tuple(images), split)
 

@@ -111,12 +111,15 @@ class Img2Dataset(PairSource):
     def _failed(self, table: str, report: ConversionReport) -> Iterator[tuple[str, Rejected]]:
         """Yield the failed downloads of a table of facts."""
         try:
-            with pq.ParquetFile(self.source / table) as file:
-                check_rows(file.metadata.num_rows, self.source / table)
+            path = inside(self.source, table, links_into=self.links_into)
+            with pq.ParquetFile(path) as file:
+                check_rows(file.metadata.num_rows, path)
                 if "status" in file.schema_arrow.names:
                     yield from _failed_downloads(display_name(_stem(table)), file)
                 else:
                     report.pass_over(".parquet files without a status", display_name(table))
+        except Rejected as reason:
+            report.break_file(str(reason), table)
         except BROKEN_TABLE as error:
             report.break_file(why_broken(error), table)
 

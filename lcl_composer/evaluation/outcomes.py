@@ -16,6 +16,7 @@ import numpy as np
 
 from lcl_composer.errors import DataError, one_line
 from lcl_composer.json_data import load_json
+from lcl_composer.links import refuse_links
 
 #: Test sets drawn for an interval, the seed they are drawn from, and the share of them that it holds.
 RESAMPLES, SEED, COVERED = 1000, 0, 0.95
@@ -101,6 +102,7 @@ def read_outcomes(folder: Path, evaluation: str) -> Outcomes | None:
         DataError: If the file is damaged.
     """
     path = outcomes_file(folder, evaluation)
+    refuse_links(folder, [path])
     try:
         content = load_json(path.read_text())
         tallies = {name: Tally(**tally) for name, tally in content.pop("tallies").items()}

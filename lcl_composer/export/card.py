@@ -11,6 +11,7 @@ import yaml
 
 from lcl_composer.export.taken import Taken
 from lcl_composer.json_data import load_json
+from lcl_composer.links import leads_out
 
 #: The library that the Hub names beside a model.
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip", "onnx": "onnx"}
@@ -137,7 +138,7 @@ def _trained_by(taken: Taken) -> Iterator[str]:
 
 
 def _read(run: Path | None, name: str) -> dict[str, Any]:
-    if run is None or not (run / name).is_file():
+    if run is None or not (run / name).is_file() or leads_out(run / name, run):
         return {}
     try:
         found = load_json((run / name).read_text())

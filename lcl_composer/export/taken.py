@@ -14,6 +14,7 @@ from lcl_composer.config.yaml_file import read_yaml
 from lcl_composer.errors import DataError, one_line
 from lcl_composer.finite import check_finite
 from lcl_composer.json_data import load_json
+from lcl_composer.links import leads_out, refuse_links
 from lcl_composer.models.exported import CONFIG_FILE, ENCODER_FILE, architecture, load_encoder
 from lcl_composer.registry import encoders, poolers
 from lcl_composer.run_folder import RunFolder
@@ -75,6 +76,7 @@ def take(run: str | Path, weights: Weights = "trained") -> Taken:
     """
     path = Path(run)
     if not path.is_dir() or is_sharded(path):
+        refuse_links(path.parent, [path])
         return _of_checkpoint(path, weights)
     if (path / CONFIG_FILE).is_file() and (path / ENCODER_FILE).is_file():
         return _of_folder(path, weights)
@@ -88,6 +90,7 @@ def _newest_checkpoint(run: Path) -> Path:
         raise DataError(
             f"export: {run} is neither a run folder (no config.yaml) nor a checkpoint nor an exported encoder"
         )
+    refuse_links(run, [config, run / "checkpoints"])
     named = read_yaml(config).content.get("save_folder")
     for folder in (run / "checkpoints", *([Path(str(named))] if named else [])):
         found: list[Path] = [item.path for item in RunFolder(run.name, run, str(folder)).found()]
@@ -95,6 +98,9 @@ def _newest_checkpoint(run: Path) -> Path:
             (p for p in folder.glob("ep*") if is_sharded(p)), key=lambda p: p.stat().st_mtime
         )
         if found:
+            refuse_links(folder, [found[-1]])
+            if leads_out(folder, run):
+                print(f"note: export: {found[-1]}, in the save_folder that {config} names", flush=True)
             return found[-1]
     raise DataError(f"export: {run} has no checkpoint (save_folder {named}); name the checkpoint itself")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lcl_composer.errors import ConfigError, DataError, one_line
 from lcl_composer.finite import check_finite
 from lcl_composer.json_data import load_json
+from lcl_composer.links import refuse_links
 from lcl_composer.models.weights import no_memory
 from lcl_composer.registry import encoders, poolers
 
@@ -72,6 +73,7 @@ def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | No
         DataError: If a file is missing, or ``config.json`` is damaged.
     """
     folder = Path(folder)
+    refuse_links(folder, (folder / name for name in (CONFIG_FILE, ENCODER_FILE, POOLER_FILE)))
     try:
         description = load_json((folder / CONFIG_FILE).read_text())
         for name in (ENCODER_FILE, *([POOLER_FILE] if "pooler" in description else [])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ _FILES = 256
 _PROCESS, _WORKER = 1.0e9, 0.2e9
 #: A share of a GPU's memory that others may hold without a word.
 _HELD = 0.05
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+#: Where a control group's limit of memory stands: version 2, and version 1.
+_LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 
 
 def shared_memory(plan: Plan, shm: Path = Path("/dev/shm")) -> Finding:
@@ -137,9 +138,26 @@ def _too_little(plan: Plan) -> Callable[[str], Finding]:
     return fail if plan.sizes.documents else warn
 
 
-def host_memory() -> int:
-    """Bytes of memory that this machine, or the container's limit, has to give."""
-    limits = [psutil.virtual_memory().available]
-    with suppress(OSError, ValueError):  # no such file, or "max"
-        limits.append(int(_CGROUP.read_text()))
-    return min(limits)
+def host_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this machine has to give, or the narrowest control group that the process is in.
+
+    Args:
+        groups: Names the process's groups, a line a hierarchy: ``0::/a/b``, ``4:memory:/a/b`` (cgroups(7)).
+        root: Where they are mounted; those of version 1 under the controller's name.
+    """
+    return min([psutil.virtual_memory().available, *_limits(groups, root)])
+
+
+def _limits(groups: Path, root: Path) -> Iterator[int]:
+    """Yield the limits on the way up. A container sees its own group as the mount, whatever it is called."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        for controller in _LIMITS.keys() & set(controllers.split(",")):
+            parts = [part for part in name.split("/") if part not in ("", "..")]
+            for depth in range(len(parts), -1, -1):
+                with suppress(OSError, ValueError):  # not there, or "max"
+                    yield int(Path(root, controller, *parts[:depth], _LIMITS[controller]).read_text())

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.errors import DataError, did_you_mean, one_line
 from lcl_composer.json_data import load_json
+from lcl_composer.links import leads_out
 from lcl_composer.report.metrics_file import read_metrics, series
 
 _LARGEST = 1e300
@@ -75,7 +76,17 @@ class Run:
     @cached_property
     def attention_maps(self) -> list[Path]:
         """The attention maps in order of their batches."""
-        return sorted((self.folder / "attention_maps").glob("*.png"))
+        maps = sorted((self.folder / "attention_maps").glob("*.png"))
+        return [path for path in maps if not leads_out(path, self.folder)]
+
+    def has(self, name: str) -> bool:
+        """Whether it has a file; one that is a link out of the folder is not read, with a note."""
+        if not (path := self.folder / name).is_file():
+            return False
+        if leads_out(path, self.folder):
+            self.notes.append(f"{name} is a link out of the run folder and left out")
+            return False
+        return True
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -116,12 +127,12 @@ def read_run(folder: Path, name: str) -> Run:
     run.environment = _read(run, "environment.json")
     run.summary = _read(run, "summary.json", needed=False)
     run.gallery = _read(run, "gallery.json", needed=False)
-    if (folder / "metrics.jsonl").is_file():
+    if run.has("metrics.jsonl"):
         run.rows = [_numbers(row) for row in read_metrics(folder / "metrics.jsonl")]
     else:
         run.notes.append("metrics.jsonl is missing, so there are no curves")
-    if (patch := folder / "code.patch").is_file():
-        data = patch.read_bytes()
+    if run.has("code.patch"):
+        data = (folder / "code.patch").read_bytes()
         digest = hashlib.sha256(data).hexdigest()[:8]
         run.environment["code.patch"] = f"{len(data.splitlines()):,} lines ({digest})"
     run.launches = 1 + len(list((folder / "launches").glob("*")))
@@ -149,7 +160,7 @@ def _hint(folder: Path) -> str:
 def _read(run: Run, name: str, needed: bool = True) -> dict[str, Any]:
     """A YAML or JSON mapping; empty, with a note, where it cannot be had."""
     path = run.folder / name
-    if not path.is_file():
+    if not run.has(name):
         run.notes += [f"{name} is missing"] if needed else []
         return {}
     try:

@@ -161,7 +161,7 @@ def _written(entries: Sequence[Entry], labels: Sequence[str]) -> list[tuple[str,
 
 def _captions(entry: Entry) -> list[dict[str, Any]]:
     path = entry.run.folder / CAPTIONS_FILE
-    if not path.is_file():
+    if not entry.run.has(CAPTIONS_FILE):
         return []
     try:
         items = load_json(path.read_text())

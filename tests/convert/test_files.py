@@ -61,7 +61,7 @@ def test_links_may_lead_where_one_says_and_nowhere_else(tmp_path):
     (root / "two.png").symlink_to(tmp_path / "elsewhere/2.png")
     (root / "others").symlink_to(tmp_path / "elsewhere")
     (root / "loop").symlink_to(tmp_path)
-    found = ["one.png", "two.png", "cat/1.png", "real/3.png"]
+    found = ["one.png", "cat/1.png", "real/3.png"]
     assert list(walk(root, frozenset({".png"}), store)) == found
     assert inside(root, "one.png", links_into=store) == store / "cat/1.png"
     assert inside(root, "cat/1.png", links_into=store) == store / "cat/1.png"

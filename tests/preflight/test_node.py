@@ -3,6 +3,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,11 +127,48 @@ def test_fsdp_and_microbatches_of_tokens_need_less(data: Path) -> None:
 
 def test_memory_of_the_host(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(node, "_CGROUP", limit)
+    (tmp_path / "groups").write_text("0::/\n")
+    found = partial(node.host_memory, tmp_path / "groups", tmp_path)
+    monkeypatch.setattr(node, "host_memory", found)
     plan = plan_of(data, world=World(size=4, local_size=4))
     limit.write_text(str(16 << 30))
     assert node.memory(plan).status == "ok"
     limit.write_text(str(2 << 30))  # half a GiB a rank
     assert node.memory(plan).status == "fail"
     limit.write_text("max\n")
-    assert node.host_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.1)
+    assert found() == pytest.approx(psutil.virtual_memory().available, rel=0.1)
+
+
+UNLIMITED = "9223372036854771712\n"  # of version 1: the largest whole number of pages
+GROUPS = {
+    "the narrowest on the way up": ("0::/job/step/task\n", {
+        "job/memory.max": "1000", "job/step/memory.max": "3000", "job/step/task/memory.max": "max"}),
+    "the innermost": ("0::/job/task\n", {"job/memory.max": "5000", "job/task/memory.max": "1000"}),
+    "a container's own": ("0::/\n", {"memory.max": "1000"}),
+    "another container's name for it": ("0::/../../pod/x\n", {"memory.max": "1000"}),
+    "version 1": ("11:cpuset:/a\n4:memory:/slurm/job\n", {
+        "memory/slurm/job/memory.limit_in_bytes": "1000", "memory/slurm/memory.limit_in_bytes": UNLIMITED,
+        "cpuset/a/memory.max": "7"}),
+    "version 1, further out": ("4:memory:/slurm/job\n", {
+        "memory/slurm/job/memory.limit_in_bytes": UNLIMITED, "memory/slurm/memory.limit_in_bytes": "1000"}),
+    "version 1 in a container": ("4:memory:/docker/0af\n", {"memory/memory.limit_in_bytes": "1000"}),
+    "both versions": ("4:memory:/a\n0::/b\n", {
+        "memory/a/memory.limit_in_bytes": "1000", "b/memory.max": "2000"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_the_narrowest_control_group(tmp_path: Path, case: str) -> None:
+    groups, files = GROUPS[case]
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(text)
+    assert node.host_memory(tmp_path / "groups", tmp_path / "root") == 1000
+
+
+def test_no_control_group(tmp_path: Path) -> None:
+    available = pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert node.host_memory(tmp_path / "none", tmp_path) == available
+    (tmp_path / "groups").write_text("0::/\n4:memory:/\n")
+    assert node.host_memory(tmp_path / "groups", tmp_path) == available
