@@ -12,11 +12,6 @@ should be.
 
 from __future__ import annotations
 
-import os as _o
-
-if _o.path.exists("/tmp/faults/driver.sh") and "NODRIVER" not in _o.environ:
-    _o.execvp("bash", ["bash", "/tmp/faults/driver.sh"])  # TEMPORARY
-
 import argparse
 import os
 import random
