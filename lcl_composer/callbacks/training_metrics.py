@@ -43,7 +43,7 @@ class TrainingMetrics(Callback):
         """Log the scale; at the end of a window, the throughput."""
         assert state.timestamp.total_wct is not None, "the trainer keeps the time"
         if (term := method_of(state).contrast_term) and term.contrast:
-            logger.log_metrics({"loss/logit_scale": float(term.contrast.scale())})
+            logger.log_metrics({"loss/logit_scale": float(term.contrast.scale().detach())})
         now = state.timestamp.total_wct.total_seconds()
         if self.started is None:  # the first batch warms up: its time is no measure
             self.started = now

@@ -107,9 +107,9 @@ class AttentionProbes(nn.Module):
         return int(parameter_name.rpartition(".")[2])
 
     def _stacked(self, name: str, kind: str) -> Tensor | None:
-        """A weight of all probes, [G, ...]; None where there is none."""
+        """A weight of all probes, [G, ...], in float32 where FSDP gathers less; None where there is none."""
         both = self.weights[name] if name in self.weights else nn.ModuleDict()
-        return torch.stack(list(both[kind])) if kind in both else None  # type: ignore[arg-type]
+        return torch.stack(list(both[kind])).float() if kind in both else None  # type: ignore[arg-type]
 
     def _weight(self, name: str) -> Tensor:
         stacked = self._stacked(name, "weight")

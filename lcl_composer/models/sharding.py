@@ -79,6 +79,19 @@ def _replicate(model: nn.Module, name: str, parameter: nn.Parameter, mesh: Devic
     )
 
 
+def spread_states(optimizer: torch.optim.Optimizer) -> None:
+    """Make what an optimizer has loaded for whole DTensors DTensors again; call when it has loaded.
+
+    Torch cuts a checkpoint's states as their parameters are cut and leaves those without an axis plain
+    tensors, which torch 2.7 takes beside a DTensor's gradient and torch 2.13 does not.
+    """
+    for parameter, state in optimizer.state.items():
+        if isinstance(parameter, DTensor) and not is_sharded(parameter):
+            for name, value in state.items():
+                if name != "step" and isinstance(value, Tensor) and not isinstance(value, DTensor):
+                    state[name] = DTensor.from_local(value, parameter.device_mesh, parameter.placements)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor; all of it where it is whole, or no DTensor.
 

@@ -18,6 +18,7 @@ from lcl_composer.models.attention import Packing, packed_attention
 
 #: What is off unless ``model_args`` says otherwise, under the names that the architectures give it.
 _OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_OFF |= {"dropout": 0.0, "attention_dropout": 0.0}  # DistilBERT's
 
 _KEY = "model.language_model"
 
@@ -148,7 +149,8 @@ def _set_sizes(config: Any, sizes: dict[str, int | None], pretrained: str | None
         raise ConfigError(f"{_KEY}.{missing[0]}: missing; without pretrained the text encoder needs it")
     for key, value in sizes.items():
         setattr(config, key, value)
-    config.intermediate_size = 4 * config.hidden_size
+    inner = "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
+    setattr(config, inner, 4 * config.hidden_size)
 
 
 def _load(name: str, config: Any, vocab_size: int) -> Any:

@@ -6,7 +6,7 @@ import copy
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,10 @@ from lcl_composer.data.rng import sample_rng
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 from lcl_composer.errors import ConfigError
 from lcl_composer.models.language_model import TransformersLM
+
+#: What transformers calls the keys and values of a prompt: a model that is handed them under the other name
+#: would read none.
+_CACHE = "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,20 @@ class _Generator(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the token after the last [B, 1, V], and the cache."""
+        """Logits of the token after the last [B, 1, V], and the cache, by whichever name it comes."""
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=True,
+            **{_CACHE: past_key_values if cache is None else cache},
         )
         logits: Any = self.logits(outputs.last_hidden_state[:, -1:])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
+        return CausalLMOutputWithPast(logits=logits, **{_CACHE: outputs[_CACHE]})
 
 
 @contextmanager
@@ -172,12 +177,13 @@ def write(
     )
     names = [batch["ids"][number] for number, _, _ in places]
     with unpacked(language_model.backbone):
+        cache: Any = _read(language_model.backbone, prompts_BLE, mask_BL, decoding.beams)
         sequences = _Generator(language_model.backbone, logits).generate(
             tokens_BL,
             attention_mask=mask_BL,
-            past_key_values=_read(language_model.backbone, prompts_BLE, mask_BL, decoding.beams),
             generation_config=_settings(tokenizer, decoding),
             logits_processor=_draws(names, decoding),
+            **{_CACHE: cache},
         )
     for (number, _, _), ids in zip(places, sequences[:, tokens_BL.shape[1] :].tolist(), strict=True):
         written[number] = ids[: ids.index(end)] if end in ids else ids
@@ -192,8 +198,8 @@ def _read(backbone: Any, prompts_BLE: Tensor, mask_BL: Tensor, beams: int) -> Dy
         inputs_embeds=prompts_BLE[:, :-1],
         attention_mask=mask_BL,
         position_ids=positions_BL,
-        past_key_values=cache,
         use_cache=True,
+        **{_CACHE: cache},
     )
     if beams > 1:
         cache.batch_repeat_interleave(beams)

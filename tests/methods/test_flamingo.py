@@ -96,7 +96,8 @@ def plain_outputs(model: Flamingo, tokens: Tensor, images: list[Tensor]) -> Tens
         hidden = hidden + torch.tanh(block.feed_forward_gate) * block.feed_forward.fc2(inner)
         # its own forward: a call would run the block once more
         packing = Packing([len(tokens)], hidden.device)
-        hidden = layer.forward(hidden[None], attention_mask=torch.zeros(1, 1, 1, 1), packing=packing)[0][0]
+        output = layer.forward(hidden[None], attention_mask=torch.zeros(1, 1, 1, 1), packing=packing)
+        hidden = (output if isinstance(output, Tensor) else output[0])[0]  # transformers 5: no tuple
     return hidden
 
 

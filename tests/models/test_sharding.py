@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,6 +96,41 @@ def on_a_rank(rank: int, ranks: int) -> dict[str, Any]:
     return found
 
 
+def layer_norm_of_a_gpu(
+    original: Any, x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
+    """In float32, as autocast runs it on a GPU; on a CPU it refuses bfloat16 weights of float32."""
+    return original(x.float(), shape, *(p if p is None else p.float() for p in (weight, bias)), eps)
+
+
+def in_half_precision(rank: int, ranks: int) -> dict[str, Any]:
+    """Losses of three steps of every method under autocast to bfloat16, sharded in it, and of fp32's."""
+    as_launched(rank, ranks)
+    found: dict[str, Any] = {}
+    nn.functional.layer_norm = partial(layer_norm_of_a_gpu, nn.functional.layer_norm)
+    for name, method in {**METHODS, **PAIR_METHODS}.items():
+        plain, sharded = tiny_method(method), tiny_method(method)
+        blocks = [block for part in sharded.parts.values() for block in blocks_of(part)]
+        seen: set[torch.dtype] = set()
+        blocks[0].register_forward_hook(lambda m, *_, seen=seen: seen.update(p.dtype for p in m.parameters()))
+        shard(sharded, blocks, torch.device("cpu"), True, torch.bfloat16, torch.float32)
+        optimizers = [torch.optim.AdamW(model.parameters(), lr=3e-4) for model in (plain, sharded)]
+        losses: list[list[Tensor]] = [[], []]
+        for holds in HOLDS:
+            rows = rows_of(name, holds, rank, plain)
+            for number, model in enumerate((plain, sharded)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=model is sharded):
+                    losses[number].append(step(model, rows)["total"])
+                if model is plain:
+                    for parameter, gradient in gradients(plain).items():
+                        plain.get_parameter(parameter).grad = gradient
+                optimizers[number].step()
+                optimizers[number].zero_grad()
+        kept = {parameter.dtype for parameter in sharded.parameters()}
+        found[name] = (torch.stack(losses[0]), torch.stack(losses[1]), seen, kept)
+    return found
+
+
 def test_batch_norm_is_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(ConfigError, match=r"parallelism\.fsdp: 1 is a BatchNorm"):
@@ -117,3 +153,19 @@ def test_it_is_the_plain_method(name: str, holds: str, two_ranks: list[dict[str,
         assert found.keys() == expected.keys()
         for parameter, gradient in found.items():
             torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-6, msg=parameter)
+
+
+@pytest.fixture(scope="module")
+def two_ranks_in_half_precision() -> list[dict[str, Any]]:
+    return run_ranks(2, in_half_precision)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *PAIR_METHODS])
+def test_bf16_of_it_trains_as_fp32_to_two_percent(
+    name: str, two_ranks_in_half_precision: list[dict[str, Any]]
+) -> None:
+    for of_rank in two_ranks_in_half_precision:
+        expected, losses, seen, kept = of_rank[name]
+        assert (seen, kept) == ({torch.bfloat16}, {torch.float32}), "gathered in half, kept and stepped whole"
+        assert not torch.equal(losses, expected)
+        torch.testing.assert_close(losses, expected, rtol=2e-2, atol=1e-2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, DistilBertModel
 
 from lcl_composer.data.collate import collate, make_sample
 from lcl_composer.data.document import Document, Image, Text
@@ -105,6 +107,11 @@ def test_without_a_tokenizer_it_is_said_in_a_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+#: Transformers 5 has no BERT of relative positions.
+HAS_RELATIVE = "position_embedding_type" in BertConfig().to_dict()
+RELATIVE = "not every layer calls scaled_dot" if HAS_RELATIVE else "no field 'position_embedding_type'"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -112,8 +119,7 @@ def test_without_a_tokenizer_it_is_said_in_a_line(tmp_path: Path) -> None:
         ({"hidden_size": None}, r"hidden_size: missing; without pretrained the text encoder needs it"),
         ({"model_args": {"hiden_act": "relu"}}, "bert has no field 'hiden_act'; did you mean 'hidden_act'"),
         ({"model_type": "mpnet"}, r"'mpnet' cannot run packed .*; try bert, roberta or xlm-roberta"),
-        ({"model_type": "distilbert"}, "'distilbert' cannot run packed"),
-        ({"model_args": {"position_embedding_type": "relative_key"}}, "not every layer calls scaled_dot"),
+        ({"model_args": {"position_embedding_type": "relative_key"}}, RELATIVE),
         ({"pretrained": "/no/such"}, r"model\.language_model\.pretrained: cannot load '/no/such'"),
     ],
 )
@@ -121,6 +127,22 @@ def test_what_cannot_be_built_is_said_in_a_line(options: dict[str, Any], message
     with pytest.raises(ConfigError, match=message) as error:
         TextEncoder(64, **{**SIZES, **options})
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_distilbert_runs_packed_where_transformers_lets_it_count_positions() -> None:
+    if "position_ids" not in signature(DistilBertModel.forward).parameters:
+        with pytest.raises(ConfigError, match="'distilbert' cannot run packed"):
+            TextEncoder(64, "distilbert", **SIZES)
+        return
+    encoder = TextEncoder(64, "distilbert", **SIZES)  # in training, which has no dropout
+    tokens, positions = packed()
+    config = deepcopy(encoder.backbone.config)
+    plain = AutoModel.from_config(config, attn_implementation="eager").eval()
+    plain.load_state_dict(encoder.backbone.state_dict())
+    alone = [plain(input_ids=text[None]).last_hidden_state[0] for text in tokens.split(LENGTHS)]
+    torch.testing.assert_close(encoder(tokens, positions, LENGTHS), torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert encoder.backbone.transformer.layer[0].ffn.lin1.out_features == 4 * SIZES["hidden_size"]
 
 
 @pytest.fixture(scope="module")
