@@ -12,12 +12,15 @@ from lcl_composer import registry
 from lcl_composer.checkpoint import Begun, check_whole, misfit
 from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides
 from lcl_composer.config.schema import StreamConfig
+from lcl_composer.data.balance import DocumentCost
 from lcl_composer.data.image import Augmentation
 from lcl_composer.data.interleave import Layout
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import DataError
 from lcl_composer.methods.build import build_model, build_tokenizer, find_classes, layout_rules
+from lcl_composer.methods.cost import document_cost
 from lcl_composer.methods.fast import make_fast
+from lcl_composer.models.sharding import spread_states
 from lcl_composer.nodes import on_first_rank
 from lcl_composer.resume import check_resume, digest_of_documents, digest_of_tokenizer
 from lcl_composer.run_folder import RunFolder, Start
@@ -80,15 +83,22 @@ def build_optimizer(config: RunConfig, model: Method) -> torch.optim.Optimizer:
     """The optimizer with weight decay on matrices only, see :func:`parameter_groups`."""
     spec = config.optimizer.spec()
     lr = registry.optimizers.settings(spec).get("lr")
-    return registry.optimizers.build(spec, params=parameter_groups(model, lr, config.layer_decay))
+    optimizer = registry.optimizers.build(spec, params=parameter_groups(model, lr, config.layer_decay))
+    optimizer.register_load_state_dict_post_hook(spread_states)
+    return optimizer
 
 
 def build_data(
-    config: RunConfig, stream: StreamConfig, layout: Layout, held_out_only: bool = False
+    config: RunConfig,
+    stream: StreamConfig,
+    layout: Layout,
+    held_out_only: bool = False,
+    cost: DocumentCost | None = None,
 ) -> DataSpec:
     """The loader of ``data.train`` or ``data.eval`` for this rank.
 
-    With ``held_out_only`` it reads, for evaluation, what ``data.train.hold_out`` keeps from training.
+    With ``held_out_only`` it reads, for evaluation, what ``data.train.hold_out`` keeps from training. By
+    ``cost`` training deals out batches over ranks.
     """
     from composer.utils import dist
 
@@ -106,6 +116,7 @@ def build_data(
         augmentation=Augmentation(config.data.crop_scale, config.data.flip_probability),
         held_out_only=held_out_only,
         microbatch_tokens=config.device_train_microbatch_tokens if stream is config.data.train else None,
+        cost=cost,
     )
 
 
@@ -199,8 +210,10 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     tokenizer = build_tokenizer(config)
     model = build_model(config, tokenizer.vocab_size, find_classes(config))
     start = find_start(config, model)
-    layout = model.layout(tokenizer, layout_rules(config, model.encoder.tokens_per_image))
-    train_data = build_data(config, config.data.train, layout)
+    rules = layout_rules(config, model.encoder.tokens_per_image)
+    layout = model.layout(tokenizer, rules)
+    cost = document_cost(model, tokenizer, layout, rules) if dist.get_local_world_size() > 1 else None
+    train_data = build_data(config, config.data.train, layout, cost=cost)
     contents = check_start(config, start, model, tokenizer, train_data)
     device = get_device(None)
     make_fast(config, model, device.tensor_to_device(torch.empty(0)).device)

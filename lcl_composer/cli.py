@@ -247,6 +247,16 @@ def inspect(
     print_inspection(out, html, viewer, image_size=image_size, **shown)
 
 
+@app.command()
+def sizes(
+    out: Annotated[Path, typer.Argument(help="MDS shards of Documents, as lcl convert writes them.")],
+) -> None:
+    """Write how large each document is, by which ranks get equal work; lcl convert does it by itself."""
+    from lcl_composer.commands.sizes import write_sizes_of
+
+    typer.echo(write_sizes_of(out))
+
+
 def _given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

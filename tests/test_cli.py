@@ -52,6 +52,9 @@ def test_check_prints_values_sources_and_sizes() -> None:
     assert row(output, "tokens, at most")[1] == f"{8192 * 128:,}"
     assert row(output, "images, at most")[1] == "16,384 (2 a document)"
     assert row(output, "effective negatives")[1] == "the images of 128 documents (microbatch 16 x 8 ranks)"
+    assert row(output, "work of the ranks")[1].startswith(
+        "documents as they come: no sizes.npy in /data/laion"
+    )
 
 
 def test_check_counts_without_a_tokenizer_that_is_not_trained_yet(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lcl_composer.config import ComposedConfig, RunConfig, check_batch_divides, 
 from lcl_composer.config.checks import effective_negatives
 from lcl_composer.config.reach import reach
 from lcl_composer.config.trial import Device, this_device
+from lcl_composer.data.sizes import SIZES_FILE
 from lcl_composer.dotted import leaves
 from lcl_composer.errors import printable
 
@@ -97,6 +98,8 @@ def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     table.add_row("images, at most", f"{documents * images:,} ({images} a document)")
     if run.device_train_microbatch_tokens is not None:
         table.add_row("a microbatch", f"at most {run.device_train_microbatch_tokens:,} tokens a rank")
+    if ranks > 1:
+        table.add_row("work of the ranks", escape(_work(run)))
     negatives = effective_negatives(run, ranks)
     how = f"microbatch {micro} x {ranks} ranks" if negatives < documents else "the whole batch"
     if negatives:
@@ -104,3 +107,14 @@ def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
     else:
         table.add_row("effective negatives", "none (the method contrasts nothing, or with weight 0)")
     return table
+
+
+def _work(run: RunConfig) -> str:
+    """How documents go to the ranks of a node."""
+    train = run.data.train
+    sources = list(train.streams.values()) if train.streams else [train]
+    folders = [Path(source.local or "", source.split or "") for source in sources]
+    lacking = [str(folder) for folder in folders if not (folder / SIZES_FILE).is_file()]
+    if not lacking:
+        return "each batch is dealt out over a node by its documents' sizes"
+    return f"documents as they come: no {SIZES_FILE} in {', '.join(lacking)} (lcl sizes)"

@@ -15,6 +15,7 @@ from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import STATE, WorkFolder
 from lcl_composer.convert.worker import split_folder
 from lcl_composer.data.labelled import write_classes
+from lcl_composer.data.sizes import join_sizes
 
 REPORT_FILE = "conversion.json"
 FAILURES_FILE = "failures.jsonl"
@@ -28,9 +29,11 @@ def merge_parts(work: WorkFolder, count: int, report: ConversionReport, folder: 
         count: Their number.
         report: Takes the sum of the counts.
         folder: Where the files go: ``[<split>/]index.json``, ``conversion.json``, ``failures.jsonl``, and of
-            labelled images ``[<split>/]classes.json``.
+            labelled images ``[<split>/]classes.json``; ``[<split>/]sizes.npy``, but for parts that an earlier
+            version made without.
     """
     classes: dict[str, Counter[str]] = {}
+    sizes: dict[str, list[Path]] = {}
     with ExitStack() as stack:
         failures = stack.enter_context(open(folder / FAILURES_FILE, "wb"))
         indexes: dict[str, IO[str]] = {}
@@ -42,6 +45,7 @@ def merge_parts(work: WorkFolder, count: int, report: ConversionReport, folder: 
             for split, counts in record.get("classes", {}).items():
                 classes.setdefault(split, Counter()).update(counts)
             for split, shards in record["shards"].items():
+                sizes.setdefault(split, []).append(work.sizes(index, split))
                 if split not in indexes:
                     path = folder / split_folder(split) / "index.json"
                     path.parent.mkdir(exist_ok=True)
@@ -51,6 +55,9 @@ def merge_parts(work: WorkFolder, count: int, report: ConversionReport, folder: 
             file.write('], "version": 2}')
     for split, counts in classes.items():
         write_classes(folder / split_folder(split), counts)
+    for split, parts in sizes.items():
+        if all(part.is_file() for part in parts):
+            join_sizes(folder / split_folder(split), parts)
     report.save(folder / REPORT_FILE)
 
 

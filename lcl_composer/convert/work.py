@@ -171,6 +171,10 @@ class WorkFolder:
         """Return the file that names what a part left out, a JSON line each."""
         return self.state / "parts" / f"{index:05d}.failures.jsonl"
 
+    def sizes(self, index: int, split: str) -> Path:
+        """Return the file with the sizes of a part's documents in a split."""
+        return self.state / "parts" / f"{index:05d}.{split}.sizes.npy"
+
     def referred(self, index: int) -> Path:
         """Return the file with the digests of what a part's documents refer to; most parts have none."""
         return self.state / "parts" / f"{index:05d}.referred"

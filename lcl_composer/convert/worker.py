@@ -22,6 +22,7 @@ from lcl_composer.convert.upload import upload
 from lcl_composer.convert.work import WorkFolder, check_stamps
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.labelled import class_name
+from lcl_composer.data.sizes import SIZES_FILE
 from lcl_composer.data.words import has_words
 from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import LCLError, one_line
@@ -170,6 +171,7 @@ def _store(job: Job, work: WorkFolder, scratch: Path, split: str, index: int) ->
     made = scratch / split
     shards = json.loads((made / "index.json").read_text())["shards"]
     (made / "index.json").unlink()
+    os.replace(made / SIZES_FILE, work.sizes(index, split))
     folder = f"{index:05d}"
     if job.remote is None:
         target = work.root / split_folder(split) / folder

@@ -18,6 +18,7 @@ from composer.core import DataSpec
 from streaming import StreamingDataLoader
 
 from lcl_composer.config.schema import StreamConfig
+from lcl_composer.data.balance import DocumentCost
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import (
     Sample,
@@ -201,6 +202,7 @@ def build_loader(
     augmentation: Augmentation = OPEN_CLIP,
     held_out_only: bool = False,
     microbatch_tokens: int | None = None,
+    cost: DocumentCost | None = None,
 ) -> DataSpec:
     """The loader of one data set, or of several mixed, for Composer's Trainer.
 
@@ -216,6 +218,7 @@ def build_loader(
         augmentation: What training images are varied by.
         held_out_only: The documents that ``data.train.hold_out`` keeps from training, and no others.
         microbatch_tokens: Tokens that a rank takes at once; None: a number of documents.
+        cost: See :class:`DocumentStream`.
 
     Raises:
         DataError: If a data set is missing, empty, too small for one batch, or not one of Documents.
@@ -230,6 +233,7 @@ def build_loader(
         seed=seed,
         augmentation=augmentation,
         held_out_only=held_out_only,
+        cost=cost,
     )
     loader = DocumentLoader(
         stream,
@@ -240,7 +244,12 @@ def build_loader(
         drop_last=train,
         microbatch_tokens=microbatch_tokens,
     )
-    return DataSpec(  # Composer's defaults would pair documents with other documents' images
+    return _data_spec(loader)
+
+
+def _data_spec(loader: DocumentLoader) -> DataSpec:
+    """What Composer has to know; its defaults would pair documents with other documents' images."""
+    return DataSpec(
         loader,
         split_batch=loader.split,  # pyright: ignore[reportArgumentType]
         get_num_samples_in_batch=num_samples,

@@ -127,6 +127,22 @@ def read_texts(folder: Path, shard: dict[str, Any]) -> Iterator[list[str]]:
     Raises:
         DataError: If the shard is damaged.
     """
+    for segments in _segments(folder, shard):
+        yield [segment["text"] for segment in segments if "text" in segment]
+
+
+def read_sizes_of(folder: Path, shard: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """Yield bytes of text and number of images of each document of a shard, without reading its images.
+
+    Raises:
+        DataError: If the shard is damaged.
+    """
+    for segments in _segments(folder, shard):
+        texts = [segment["text"] for segment in segments if "text" in segment]
+        yield sum(len(text.encode("utf-8", "replace")) for text in texts), len(segments) - len(texts)
+
+
+def _segments(folder: Path, shard: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     path, _, packed = _stored(folder, shard) or (folder, {}, False)
     data = np.frombuffer(_load(folder, shard), np.uint8) if packed else np.memmap(path, np.uint8, "r")
     fixed, column = shard["column_sizes"], shard["column_names"].index("segments")
@@ -137,8 +153,10 @@ def read_texts(folder: Path, shard: dict[str, Any]) -> Iterator[list[str]]:
             sizes = [size or next(given) for size in fixed]
             start = begin + header + sum(sizes[:column])
             segments = load_json(data[start : start + sizes[column]].tobytes())
-            yield [segment["text"] for segment in segments if "text" in segment]
-    except (ValueError, LookupError, TypeError, StopIteration) as error:
+            if not all(isinstance(segment.get("text", ""), str) for segment in segments):
+                raise TypeError("a text is none")
+            yield segments
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise DataError(
             f"{path}: damaged ({type(error).__name__}: {error}); copy or convert it anew"
         ) from error

@@ -29,6 +29,7 @@ from streaming.base.world import World
 
 from lcl_composer.data.packed import refuse_link, unpack, write_new
 from lcl_composer.data.shard_index import read_index
+from lcl_composer.data.sizes import SIZES_FILE, read_sizes
 from lcl_composer.errors import DataError, one_line
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,16 @@ class DocumentSource(Stream):
                 partial = f"{name}.{os.getpid()}.tmp"
                 os.replace(self._download_file(name, partial), self.folder / name)
         return self.folder
+
+    def sizes(self, documents: int) -> NDArray[np.uint32] | None:
+        """The sizes [N, 2] of so many documents, fetched where they lie elsewhere; None: there are none."""
+        if self.can_fetch and not (self.folder / SIZES_FILE).is_file():
+            try:
+                partial = self._download_file(SIZES_FILE, f"{SIZES_FILE}.{os.getpid()}.tmp")
+                os.replace(partial, self.folder / SIZES_FILE)
+            except DataError:
+                return None
+        return read_sizes(self.folder, documents)
 
     @property
     def can_fetch(self) -> bool:
@@ -242,7 +253,9 @@ class DocumentSource(Stream):
         remote = os.path.join(self.remote, self.split, from_basename)
         deadline = time.monotonic() + self.download_timeout
         # With the index a run begins: a remote that is misspelt shall not take minutes to be told.
-        retries = min(self.download_retry, 2) if from_basename.endswith(".json") else self.download_retry
+        retries = min(
+            self.download_retry, {_INDEX: 2, CLASSES_FILE: 2, SIZES_FILE: 1}.get(from_basename, 1 << 30)
+        )
         for attempt in range(1 + retries):
             left = max(deadline - time.monotonic(), 0.0)
             try:

@@ -14,6 +14,7 @@ from streaming.base.batching import generate_work
 from streaming.base.world import World
 from torch import Tensor
 
+from lcl_composer.data.balance import DocumentCost, deal
 from lcl_composer.data.collate import Sample, bad_sample, make_sample
 from lcl_composer.data.document import Document
 from lcl_composer.data.features import FeatureViews
@@ -30,6 +31,7 @@ from lcl_composer.data.sampling import (
     whole_batches,
 )
 from lcl_composer.data.shared_memory import first_come
+from lcl_composer.data.sizes import SIZES_FILE
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.watched import WatchedDataset
 from lcl_composer.errors import DataError
@@ -67,6 +69,8 @@ class DocumentStream(WatchedDataset):
         augmentation: What training images are varied by.
         hold_out: Share of the documents, by a hash of their id, that training leaves out.
         held_out_only: Give those alone, and not the others.
+        cost: What a document costs: in training each batch of a node is dealt out over its ranks by that,
+            where all sources have the sizes of their documents. None: documents go to ranks as they come.
 
     Raises:
         DataError: If a data set is missing, empty, too small, or not one of Documents in safe encodings.
@@ -91,6 +95,7 @@ class DocumentStream(WatchedDataset):
         augmentation: Augmentation = OPEN_CLIP,
         hold_out: float = 0.0,
         held_out_only: bool = False,
+        cost: DocumentCost | None = None,
     ) -> None:
         self._key = "data.train" if train else "data.eval"
         with first_come() if World.detect().is_local_leader else nullcontext():
@@ -125,6 +130,48 @@ class DocumentStream(WatchedDataset):
         if train:
             self._batches = self._count_batches(num_canonical_nodes)
             self.length = self._batches * batch_size  # Streaming's own count ignores its padding
+        self._cost = cost
+        self._sizes: list[NDArray[np.uint32]] = []  # of each source, where they are dealt by
+        world = World.detect()
+        if train and cost is not None and world.is_local_leader and world.ranks_per_node > 1:
+            self._sizes = self._read_sizes(sources)
+
+    def _read_sizes(self, sources: Sequence[DocumentSource]) -> list[NDArray[np.uint32]]:
+        """Return the sizes of each source's documents; of none, said in the log, where one lacks them."""
+        found = []
+        for number, source in enumerate(sources):
+            first = self.shard_offset_per_stream[number]
+            shards = self.samples_per_shard[first : first + self.shards_per_stream[number]]
+            sizes = source.sizes(int(shards.sum()))
+            if sizes is None:
+                where = (source.source.key, SIZES_FILE, source.folder)
+                log.warning("%s: no %s in %s ('lcl sizes' writes it): ranks wait for the longest", *where)
+                return []
+            found.append(sizes)
+        log.info("%s: each batch is dealt out over the ranks of a node by its documents' sizes", self._key)
+        return found
+
+    def _costs(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Costs [N] of samples by their numbers [N]; 0 for one that is passed over."""
+        assert self._cost is not None
+        indices, costs = numbers % self.num_samples, np.zeros(len(numbers))
+        for number, (sizes, source) in enumerate(zip(self._sizes, self._sources, strict=True)):
+            first = self.sample_offset_per_stream[number]
+            own = (indices >= first) & (indices < first + len(sizes))
+            of_own = np.asarray(sizes[indices[own] - first])
+            costs[own] = self._cost.of(of_own, source.max_images) * (of_own[:, 1] >= source.min_images)
+        return costs
+
+    def _share_work(self, sample_ids: NDArray[np.int64]) -> Any:
+        """Deal this node's part of an epoch out, where documents' sizes are known, and share it as ever.
+
+        Args:
+            sample_ids: [nodes, ranks a node, workers, batches, n], which is changed in place.
+        """
+        if self._sizes:
+            node = self._parallel_worker_world.node
+            sample_ids[node] = deal(sample_ids[node], self._costs)
+        return super()._share_work(sample_ids)
 
     def _check_nodes(self, canonical: int) -> None:
         nodes = self._parallel_rank_world.num_nodes

@@ -12,6 +12,8 @@ from streaming.base.storage.upload import LocalUploader
 from lcl_composer.convert.engine import convert
 from lcl_composer.convert.img2dataset import Img2Dataset
 from lcl_composer.convert.report import ConversionReport
+from lcl_composer.data.shards import read_documents
+from lcl_composer.data.sizes import read_sizes, size_of
 from lcl_composer.errors import ConfigError, DataError
 from tests.convert.samples import content, read_all, run
 from tests.convert.tars import pair, write_folder, write_tar
@@ -185,6 +187,23 @@ def test_shards_are_of_the_size_asked_for_with_hashes(source, tmp_path):
     assert all(shard["raw_data"]["bytes"] <= 2048 for shard in shards)
     assert all(set(shard["zip_data"]["hashes"]) == {"xxh64"} for shard in shards)
     assert {shard["compression"] for shard in shards} == {"zstd"}
+
+
+def test_each_split_has_the_sizes_of_its_documents_in_the_index_order(source, tmp_path):
+    run(source, tmp_path, held_out=0.5)
+    for split in ("train", "held_out"):
+        folder = tmp_path / "out" / split
+        expected = [size_of(document) for document in read_documents(folder)]
+        sizes = read_sizes(folder, len(expected))
+        assert sizes is not None
+        assert list(map(tuple, sizes.tolist())) == expected
+
+
+def test_parts_of_an_earlier_version_have_no_sizes(interrupted, tmp_path):
+    (made,) = (tmp_path / "out.partial/.convert/parts").glob("*.sizes.npy")
+    made.unlink()
+    run(interrupted, tmp_path)
+    assert not list((tmp_path / "out").rglob("sizes.npy"))
 
 
 def test_halves_of_characters_are_replaced(tmp_path):
