@@ -1,6 +1,6 @@
 """All that is to be measured on a GPU, in one command and one table.
 
-    python benchmarks/gpu.py                               # on a GPU; a quarter of an hour at most
+    python benchmarks/gpu.py                               # on a GPU; ten minutes at most
     python benchmarks/gpu.py --dry-run                     # on a CPU: every step at a tiny size, no timing
     python benchmarks/gpu.py --only attention "linear CE"  # some of the steps
 
@@ -43,54 +43,57 @@ class Result(NamedTuple):
     output: str
 
 
+def kernel(name: str, operation: str, shape: str, limit: int) -> Step:
+    """A fused loss against its contenders."""
+    tiny = f"--device cpu --op {operation} --shape 64 32 {99 if operation == 'linear_ce' else 64} --rounds 1"
+    return Step(name, "kernels.py", f"--op {operation} --shape {shape} --rounds 10", tiny, limit)
+
+
+def recipe(name: str, file: str, limit: int, more: str = "") -> Step:
+    """Whole training steps of a recipe."""
+    arguments = f"--recipe {file} {more}"
+    return Step(name, "recipe_steps.py", arguments, f"{arguments} --dry-run --rounds 1", limit)
+
+
+#: In the order of what is missed most where the time is short; together under ten minutes.
 STEPS = [
-    Step("packing", "packing.py", "", "--tokens 1024", 60),
-    Step("attention", "attention.py", "", "--device cpu --tokens 512 --rounds 1", 120),
-    Step(
-        "linear CE",
-        "kernels.py",
-        "--op linear_ce --shape 16384 768 49411 --rounds 10",
-        "--device cpu --op linear_ce --shape 64 32 99 --rounds 1",
-        120,
-    ),
-    Step(
-        "InfoNCE",
-        "kernels.py",
-        "--op info_nce --shape 32768 768 32768 --rounds 10",
-        "--device cpu --op info_nce --shape 64 32 64 --rounds 1",
-        120,
-    ),
-    Step(
-        "sigmoid",
-        "kernels.py",
-        "--op sigmoid --shape 32768 768 32768 --rounds 10",
-        "--device cpu --op sigmoid --shape 64 32 64 --rounds 1",
-        120,
-    ),
+    Step("packing", "packing.py", "", "--tokens 1024", 15),
+    Step("attention", "attention.py", "", "--device cpu --tokens 512 --rounds 1", 55),
+    recipe("ViT-B/16 steps", "vit_b16_laion_mmc4", 60),
+    kernel("linear CE", "linear_ce", "16384 768 49411", 50),
+    kernel("InfoNCE", "info_nce", "32768 768 32768", 45),
+    recipe("ViT-B/32 steps", "vit_b32_mmc4", 55),
+    recipe("ViT-L/14 steps", "vit_l14_laion_mmc4", 65),
+    Step("quickstart", "quickstart_losses.py", "", "--dry-run --batches 2 --documents 96", 70),
     Step(
         "GradCache",
         "gradcache.py",
         "--batches 64 256 --steps 2",
         "--size tiny --batches 8 --micro 4 --steps 1 --whole-up-to 8",
-        120,
+        60,
     ),
+    kernel("sigmoid", "sigmoid", "32768 768 32768", 40),
+    recipe("ViT-B/16 compiled", "vit_b16_laion_mmc4", 60, "--beside compiled"),
 ]
+#: How many times longer a step may take in a dry run, where a CPU does all of it.
+DRY_PATIENCE = 4
 
 
 def run(step: Step, dry_run: bool, folder: Path) -> Result:
     """Run a step within its limit; its output also goes to a file of its name."""
     command = [sys.executable, str(ROOT / "benchmarks" / step.script)]
     command += (step.dry if dry_run else step.arguments).split()
+    limit = step.limit * (DRY_PATIENCE if dry_run else 1)
     try:
         done = subprocess.run(
-            command, cwd=ROOT, timeout=step.limit, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=ROOT, timeout=limit, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         status, output = "ok" if done.returncode == 0 else f"exit status {done.returncode}", done.stdout
     except subprocess.TimeoutExpired as stopped:
         partial = stopped.stdout or b""
         output = partial.decode(errors="replace") if isinstance(partial, bytes) else partial
-        status = f"stopped after {step.limit} s"
-    (folder / f"{step.name.replace(' ', '_')}.log").write_text(output)
+        status = f"stopped after {limit} s"
+    (folder / f"{re.sub('[ /]', '_', step.name)}.log").write_text(output)
     return Result(status, output)
 
 
@@ -110,7 +113,7 @@ def tables(output: str) -> Iterator[tuple[list[str], list[str]]]:
 
 def is_figure(heading: str) -> bool:
     """Whether a column holds what a machine took, and not what was done."""
-    return bool(re.search(r"\b(ms|s a step|MB|MiB|GB|images/s|tokens/s|MFU|share)\b", heading))
+    return bool(re.search(r"\b(ms|s a step|MB|MiB|GB|images/s|tokens/s|MFU|share|loss)\b", heading))
 
 
 def rows(step: Step, result: Result, dry_run: bool) -> list[str]:

@@ -72,11 +72,12 @@ class PaddedLCL(nn.Module):
     Args:
         image_size: Pixels a side.
         patch_size: Pixels a side of a patch.
-        layers: Layers of both towers.
+        layers: Layers of the vision tower, and of the text tower unless that is said.
         width: Width of the vision tower; heads are 64 wide.
         embed_dim: Width of the text tower; heads are 64 wide.
         context: Tokens that every document is padded to.
         tokenizer: For the vocabulary size and the special tokens.
+        text_layers: Layers of the text tower.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class PaddedLCL(nn.Module):
         embed_dim: int,
         context: int,
         tokenizer: Tokenizer,
+        text_layers: int | None = None,
     ):
         super().__init__()
         vocab_size, heads = tokenizer.vocab_size, embed_dim // 64
@@ -96,7 +98,9 @@ class PaddedLCL(nn.Module):
             image_size, patch_size, width, layers, width // 64, 4.0, output_dim=embed_dim
         )
         self.visual.proj = None
-        self.text = TextTransformer(context, vocab_size, embed_dim, heads, layers, output_dim=embed_dim)
+        self.text = TextTransformer(
+            context, vocab_size, embed_dim, heads, text_layers or layers, output_dim=embed_dim
+        )
         self.pool_project = _PoolProject(width, embed_dim, heads)
         self.lm_head = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, vocab_size, bias=False))
         self.logit_scale = nn.Parameter(torch.zeros(()))
@@ -113,7 +117,8 @@ class PaddedLCL(nn.Module):
         """Contrastive and generation loss of padded ids [D, L] (0 is padding) and images [I, 3, H, W]."""
         latents, tokens = self.encode_image(pixels)
         slots = ids == self.tokenizer.image_placeholder
-        embeddings = self.text.token_embedding(ids).masked_scatter(slots.unsqueeze(-1), tokens)
+        words = self.text.token_embedding(ids)
+        embeddings = words.masked_scatter(slots.unsqueeze(-1), tokens.to(words.dtype))
         outputs = self.text.transformer(
             embeddings + self.text.positional_embedding, attn_mask=self.text.attn_mask
         )
@@ -125,7 +130,7 @@ class PaddedLCL(nn.Module):
         used = position > 0
         contexts = self.text.ln_final(outputs[document[used], position[used]]) @ self.text.text_projection
         logits = self.logit_scale.exp() * F.normalize(latents[used], dim=-1) @ F.normalize(contexts, dim=-1).T
-        labels = torch.arange(len(logits))
+        labels = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
     def _generation(self, outputs: Tensor, ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,17 +78,19 @@ def activations(model: Method) -> Activations:
     model.eval()  # in training OPT draws a number and looks at it, and here it has no contents
     for block in (block for part in model.parts.values() for block in blocks_of(part)):
         block.train()
-    side, width = model.encoder.image_size, model.language_model.hidden_size  # type: ignore[union-attr]
+    encoder: Any = model.encoder
+    language_model: Any = model.language_model
+    side, width = encoder.image_size, language_model.hidden_size
 
     def images(count: int) -> int:
         pixels = torch.empty(count, 3, side, side, dtype=torch.uint8)
-        return saved_bytes(model, lambda: model.encoder(pixels))
+        return saved_bytes(model, lambda: encoder(pixels))
 
     def documents(count: int) -> int:
         embeddings = torch.empty(count * DOCUMENT, width, requires_grad=True)
         positions = torch.zeros(count * DOCUMENT, dtype=torch.int64)
         lengths = [DOCUMENT] * count
-        return saved_bytes(model, lambda: model.language_model(embeddings, positions, lengths))  # type: ignore[operator]
+        return saved_bytes(model, lambda: language_model(embeddings, positions, lengths))
 
     return Activations(
         (images(2 * IMAGES) - images(IMAGES)) / IMAGES, (documents(2) - documents(1)) / DOCUMENT

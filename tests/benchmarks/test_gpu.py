@@ -59,10 +59,15 @@ def test_a_step_ends_and_leaves_its_log(
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "try.py").write_text(program)
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "DRY_PATIENCE", 1)
     result = run(Step("a try", "try.py", "", "", 3), dry_run=True, folder=tmp_path)
     assert result.status == status
     assert (tmp_path / "a_try.log").read_text() == result.output
     assert ("| a |" in result.output) == ("3" not in status or "stopped" in status)
+
+
+def test_all_steps_fit_into_one_call_of_ten_minutes():
+    assert sum(step.limit for step in gpu.STEPS) <= 580
 
 
 def test_every_step_names_a_benchmark():

@@ -84,7 +84,7 @@ def test_transformers_own_layout(tmp_path: Path) -> None:
     run, model = run_of(tmp_path, DINO)
     folder = export_run(run, tmp_path / "out", "hf")
     assert json.loads((folder / "config.json").read_text())["model_type"] == "dinov2"
-    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
     image = photo((40, 40))
     found = (
         AutoModel.from_pretrained(folder).eval()(**processor(image, return_tensors="pt")).last_hidden_state
