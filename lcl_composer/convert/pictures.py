@@ -157,12 +157,9 @@ def _names(url: SplitResult) -> Iterator[str]:
     query = f"?{url.query}" if url.query else ""
     fragment = f"#{url.fragment}" if url.fragment else ""
     seen: set[str] = set()
-    for path in (
-        os.fsdecode(unquote_to_bytes(url.path)) + query,
-        url.path + query + fragment,
-        os.fsdecode(unquote_to_bytes(url.path)),
-        url.path,
-    ):
+    encoded = url.path.encode("utf-8", "surrogatepass")  # perhaps with half a character
+    unquoted = os.fsdecode(unquote_to_bytes(encoded))
+    for path in (unquoted + query, url.path + query + fragment, unquoted, url.path):
         for name in spellings(path.replace("\\", "/").lstrip("/")):
             if name and name not in seen:
                 seen.add(name)

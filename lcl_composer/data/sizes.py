@@ -7,6 +7,7 @@ it trains as before.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcl_composer.data.document import Document, Text
+from lcl_composer.links import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ def join_sizes(folder: Path, parts: list[Path]) -> None:
 
 
 def _save(folder: Path, sizes: NDArray[np.uint32]) -> None:
-    """Write the whole file at once, so that a name stands for all of it."""
-    partial = folder / f".{SIZES_FILE}"
-    with open(partial, "wb") as file:
+    """Write the whole file at once, so that a name stands for all of it, and through no link."""
+    partial = folder / f".{SIZES_FILE}.{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    with open(partial, "xb") as file:
         np.save(file, sizes, allow_pickle=False)
     partial.replace(folder / SIZES_FILE)
 
@@ -51,10 +54,14 @@ def read_sizes(folder: Path, documents: int) -> NDArray[np.uint32] | None:
 
     Returns:
         None where the file is not there, or is not one of this data set; the log says so.
+
+    Raises:
+        DataError: If it is a link that leads out of the folder.
     """
     path = folder / SIZES_FILE
     if not path.is_file():
         return None
+    refuse_links(folder, [path])
     try:
         sizes = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

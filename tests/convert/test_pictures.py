@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import unicodedata
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from PIL import Image
 
 from lcl_composer.convert.html import HTML
 from lcl_composer.convert.images import ImageRules, Rejected
-from lcl_composer.convert.pictures import is_blank, read_picture
+from lcl_composer.convert.pictures import _names, is_blank, read_picture
 from lcl_composer.convert.urls import image_of
 from tests.convert.samples import picture, run, shown
 
@@ -195,3 +195,7 @@ def test_a_neighbour_that_is_no_copy_stays(tree, tmp_path):
     page = f"<body>{'word ' * 20}<img src=a.png><noscript><img src=b.png></noscript><img src=a.png>"
     _, documents = run(HTML(tree({"p.html": page, "a.png": REAL, "b.png": SMALL})), tmp_path)
     assert shown(documents["p.html"])[1:] == [REAL, SMALL, REAL]
+
+
+def test_half_a_character_in_a_reference_is_a_name_like_another():
+    assert "\ud800%41.png" in list(_names(urlsplit("\ud800%41.png")))

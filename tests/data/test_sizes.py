@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from lcl_composer.cli import app
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.sizes import SIZES_FILE, join_sizes, read_sizes, size_of
+from lcl_composer.data.sizes import SIZES_FILE, join_sizes, read_sizes, size_of, write_sizes
+from lcl_composer.errors import DataError
 from tests.data.conftest import MakeDataset
 
 
@@ -61,3 +62,15 @@ def test_a_file_that_does_not_fit_is_passed_over_and_said(
     assert "write it anew with 'lcl sizes'" in caplog.text
     path.unlink()
     assert read_sizes(folder, 3) is None
+
+
+def test_neither_a_link_is_read_nor_written_through(make_dataset: MakeDataset, tmp_path: Path):
+    folder, outside = make_dataset(3), tmp_path / "outside.npy"
+    (folder / SIZES_FILE).rename(outside)
+    (folder / SIZES_FILE).symlink_to(outside)
+    with pytest.raises(DataError, match="a link that leads out of"):
+        read_sizes(folder, 3)
+    before = outside.read_bytes()
+    write_sizes(folder, [(1, 1)] * 3)
+    assert outside.read_bytes() == before
+    assert not (folder / SIZES_FILE).is_symlink()
