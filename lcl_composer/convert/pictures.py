@@ -63,7 +63,8 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folders: Sequenc
             query string comes before the one without, percent signs are decoded or not, backslashes are
             slashes, and accents may be composed or not.
         root: No image outside this folder is read; a path from ``/`` starts here, or else in the sub-folder
-            of it that holds a folder. So does one of a ``file:`` URL.
+            of it that holds a folder. So does one of a ``file:`` URL, and one of an ``http:`` URL in the
+            folder that is called like its host, as wget and others save sites.
         rules: What the image must be like.
         folders: Where relative paths may start, likeliest first; ``root`` by default.
 
@@ -73,13 +74,13 @@ def read_picture(reference: str, root: Path, rules: ImageRules, folders: Sequenc
     reference, url = _split(reference, root)
     if url.scheme == "data":
         return accept_image(_embedded(reference), rules)
-    if url.scheme or url.netloc:
+    if not _is_here(url, root):
         raise Rejected("not a local file")
     if not url.path or "\0" in reference:
         raise Rejected("no src")
     paths = (
         inside(root, name, base, rules.links_into)
-        for base in _bases(url.path, root, folders)
+        for base in _bases(url, root, folders)
         for name in _names(url)
     )
     return read_image(_there(paths), rules)
@@ -92,12 +93,12 @@ def meant_files(reference: str, root: Path, folder: Path) -> tuple[str, ...]:
         _, url = _split(reference, root)
     except Rejected:
         return ()
-    if url.scheme or url.netloc:
+    if not _is_here(url, root):
         return ()
     start = os.path.join(os.path.normpath(root), "")
     paths = (
         os.path.normpath(os.path.join(base, name))
-        for base in _bases(url.path, root, [folder])
+        for base in _bases(url, root, [folder])
         for name in _names(url)
     )
     return tuple(path[len(start) :] for path in paths if path.startswith(start))
@@ -166,8 +167,22 @@ def _names(url: SplitResult) -> Iterator[str]:
                 yield name
 
 
-def _bases(path: str, root: Path, folders: Sequence[Path]) -> Iterator[Path]:
-    if not path.startswith(("/", "\\")):
+def _is_here(url: SplitResult, root: Path) -> bool:
+    """Say whether a URL may mean a file below ``root``: it names no host, or one whose site lies there."""
+    if not url.netloc:
+        return not url.scheme
+    return url.scheme in ("", "http", "https") and (_is_site(root, url) or os.path.isdir(root / url.netloc))
+
+
+def _is_site(root: Path, url: SplitResult) -> bool:
+    return root.name == url.netloc
+
+
+def _bases(url: SplitResult, root: Path, folders: Sequence[Path]) -> Iterator[Path]:
+    if url.netloc:
+        yield root if _is_site(root, url) else root / url.netloc
+        return
+    if not url.path.startswith(("/", "\\")):
         yield from folders or (root,)
         return
     yield root

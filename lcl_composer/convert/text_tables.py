@@ -13,7 +13,9 @@ import io
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +219,19 @@ def _field(value: str, codec: str, where: str, report: ConversionReport) -> str:
     """Decode a piece of a line that is its bytes as Latin-1."""
     if value.isascii():
         return value
-    return decode_as(value.encode("latin-1"), "utf-8" if _is_wide(codec) else codec, where, report)
+    data = value.encode("latin-1")
+    if _is_single_byte(codec):
+        with suppress(UnicodeDecodeError):
+            text = data.decode()
+            report.mend("UTF-8 among lines in another encoding", where)
+            return text
+    return decode_as(data, "utf-8" if _is_wide(codec) else codec, where, report)
+
+
+@cache
+def _is_single_byte(codec: str) -> bool:
+    """Say whether each byte is a character; what is valid UTF-8 too can then hardly be anything else."""
+    return all(len(pair.decode(codec, "replace")) == len(pair) for pair in (b"\xb0\xa1", b"\xe3\x82"))
 
 
 def _is_wide(codec: str) -> bool:

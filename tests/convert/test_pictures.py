@@ -12,7 +12,7 @@ from PIL import Image
 
 from lcl_composer.convert.html import HTML
 from lcl_composer.convert.images import ImageRules, Rejected
-from lcl_composer.convert.pictures import _names, is_blank, read_picture
+from lcl_composer.convert.pictures import _names, is_blank, meant_files, read_picture
 from lcl_composer.convert.urls import image_of
 from tests.convert.samples import picture, run, shown
 
@@ -71,6 +71,23 @@ def test_the_name_with_its_query_comes_first(tree):
 def test_paths_from_the_root_of_a_site_in_a_folder_of_its_own(tree):
     root = tree({"example.org/i/p.png": REAL, "example.org/blog/p.html": "x"})
     assert read_picture("/i/p.png", root, RULES, [root / "example.org" / "blog"]) == REAL
+
+
+def test_urls_of_a_site_that_is_there(tree):
+    root = tree({"example.org/i/p.png": REAL, "cdn.example.org/p.png?v=1": SMALL, "p.png": b"x"})
+    for start in ("http:", "https:", ""):
+        assert read_picture(f"{start}//example.org/i/p.png", root, RULES, [root / "blog"]) == REAL
+        assert read_picture(f"{start}//cdn.example.org/p.png?v=1", root, RULES) == SMALL
+    assert read_picture("http://example.org/i/p.png", root / "example.org", RULES) == REAL
+    assert "example.org/i/p.png" in meant_files("http://example.org/i/p.png", root, root)
+    for url, reason in (
+        ("http://example.org/p.png", "file missing"),
+        ("http://other.org/p.png", "not a local file"),
+        ("ftp://example.org/i/p.png", "not a local file"),
+        ("http://../secret.png", "path climbs out of the folder"),
+    ):
+        with pytest.raises(Rejected, match=reason):
+            read_picture(url, root, RULES)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,22 @@ def test_a_quote_over_the_end_of_a_part_costs_its_line_alone(tmp_path, monkeypat
 CARTE = "café crème à la “carte”"
 
 
+@pytest.mark.parametrize("end", [".csv", ".jsonl"])
+def test_lines_of_utf8_among_others_are_read_as_such(tmp_path, end):
+    captions = ["Der Fluß fließt", "Übergrößenträger", "façade, naïve", "Größe"]
+    table = write(images(tmp_path) / f"t{end}", [("r.png", caption) for caption in captions])
+    lines = [b'{"image": "r.png", "caption": "%s"}' if end == ".jsonl" else b'r.png,"%s"'] * 4
+    codecs = ["cp1252", "utf-8", "cp1252", "cp1252"]
+    rows = [line % c.encode(codec) for line, c, codec in zip(lines, captions, codecs, strict=True)]
+    table.write_bytes(b"\n".join(([] if end == ".jsonl" else [b"image,caption"]) + rows))
+    report, documents = run(Table(table), tmp_path)
+    assert [shown(d)[1] for d in documents.values()] == captions
+    assert dict(report.mended) == {
+        "encoding guessed: windows-1252": 1,
+        "UTF-8 among lines in another encoding": 1,
+    }
+
+
 @pytest.mark.parametrize("codec", ["cp1252", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(("name", "between"), [("t.csv", ","), ("t.csv", ";"), ("t.tsv", "\t")])
