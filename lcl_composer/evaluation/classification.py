@@ -56,7 +56,7 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits > right_GI1) | ((logits == right_GI1) & earlier_IC)).sum(2)
 
 
-def rank_images(model: Method, batches: Iterable[PackedBatch]) -> Ranked:
+def rank_images(model: Method, batches: Iterable[PackedBatch], whose: str = "data.eval") -> Ranked:
     """Classify every image of the batches; all ranks call it together and get the whole, sorted by id.
 
     Raises:
@@ -78,7 +78,7 @@ def rank_images(model: Method, batches: Iterable[PackedBatch]) -> Ranked:
         raise DataError("evaluation.classification: a logit is not finite; lower optimizer.lr and train anew")
     parts = [part for part, _ in gathered if part is not None]
     if not parts:
-        raise DataError("evaluation.classification: there is no test image; see data.eval")
+        raise DataError(f"evaluation.classification: there is no test image; see {whose}")
     names = [name for part in parts for name in part[0]]
     order = sorted(range(len(names)), key=names.__getitem__)
     return Ranked(
@@ -168,7 +168,7 @@ class Classification(Evaluation):
             raise ConfigError(
                 "evaluation.classification: a grid's head is chosen on data.train.hold_out; set it"
             )
-        found = rank_images(model, self.kept)
+        found = rank_images(model, self.kept, "data.train.hold_out")
         top1 = (found.ranks == 0).double().mean(1)
         best = int(top1.argmax())
         grid = [{**head._asdict(), "top1": float(of)} for head, of in zip(model.heads, top1, strict=True)]

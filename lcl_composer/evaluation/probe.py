@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lcl_composer.data import labelled
+from lcl_composer.errors import DataError
 from lcl_composer.evaluation.features import FeatureKind, LabelledImages, extract_features
 
 #: Rows in memory at once while features are standardised, fitted and scored.
@@ -170,7 +171,9 @@ def linear_probe(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> Pr
 
 
 def check_same_classes(train: LabelledImages, val: LabelledImages) -> None:
-    """Raise DataError if the two folders differ in their classes: their labels would not mean the same."""
+    """Raise DataError if the two folders differ in their classes, or have one: labels would mean nothing."""
+    if len(train.classes) < 2:
+        raise DataError(f"{train.root}: {len(train.classes)} classes; a probe needs two at least")
     labelled.check_same_classes((str(train.root), train.classes), (str(val.root), val.classes))
 
 

@@ -118,8 +118,10 @@ def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
 def test_nothing_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, kept = cast(Any, Pixels()), batches([1])
     assert evaluation(kept).measure(model, None, tmp_path) is None
-    with pytest.raises(DataError, match="there is no test image"):
+    with pytest.raises(DataError, match=r"there is no test image; see data\.eval"):
         evaluation(kept).measure(model, batches([]), tmp_path)
+    with pytest.raises(DataError, match=r"there is no test image; see data\.train\.hold_out"):
+        evaluation(batches([])).measure(model, kept, tmp_path)
     nan = torch.full((2, 1, 8), torch.nan)
     monkeypatch.setattr(Pixels, "__call__", lambda *_: {"logits": nan, "labels": torch.zeros(1).long()})
     with pytest.raises(DataError, match="a logit is not finite"):

@@ -169,5 +169,8 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     two = open_image_folder(write_folder(tmp_path / "two", 1, ("blue", "red")), to_tensor)
     with pytest.raises(DataError, match="classes green"):
         probe_model(FakeLCL(), three, two)
+    one = open_image_folder(write_folder(tmp_path / "one", 1, ("blue",)), to_tensor)
+    with pytest.raises(DataError, match="one: 1 classes; a probe needs two at least"):
+        probe_model(FakeLCL(), one, one)
     with pytest.raises(ValueError, match="unknown features"):
         reduce_features("mean", torch.ones(1, 2), torch.ones(1, 2, 2))  # type: ignore[arg-type]
