@@ -48,8 +48,8 @@ RECIPES = {
 #: Kinds of kernels by their names, the first that fits.
 KINDS = {
     "attention": r"flash|fmha|attention|sdpa",
-    "fused losses": r"_kernel\b.*(logit|vocab)|lse|cross_entropy|linear_ce|pairs|info_nce|sigmoid_loss",
-    "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|addmm|matmul|::mm|::bmm|wgrad|dgrad|conv",
+    "fused losses": r"^_\w+_tiles|^_log_sum_exp|^_matmul",
+    "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|addmm|matmul|::mm|::bmm|wgrad|dgrad|convolution",
     "optimizer": r"multi_tensor|adam|foreach",
     "copies": r"memcpy|memset|copy_",
 }
@@ -147,6 +147,11 @@ def shares_by_part(side: Ours, batch: Any, device: torch.device) -> dict[str, fl
     return marks.shares()
 
 
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel by its name."""
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.I)), "the rest")
+
+
 def shares_by_kind(side: Any, batch: Any, device: torch.device) -> dict[str, float]:
     """The device's time in a step by kind of kernel, and how long it did nothing."""
     on_cuda = device.type == "cuda"
@@ -159,8 +164,7 @@ def shares_by_kind(side: Any, batch: Any, device: torch.device) -> dict[str, flo
     spent: Counter[str] = Counter()
     for event in profile.key_averages():
         took = event.self_device_time_total if on_cuda else event.self_cpu_time_total
-        kind = next((k for k, pattern in KINDS.items() if re.search(pattern, event.key, re.I)), "the rest")
-        spent[kind] += took / 1000  # pyright: ignore[reportArgumentType]
+        spent[kind_of(event.key)] += took / 1000  # pyright: ignore[reportArgumentType]
     spent["no kernel"] = max(0, whole - sum(spent.values()))  # pyright: ignore[reportArgumentType]
     return {kind: took / sum(spent.values()) for kind, took in spent.most_common()}
 
