@@ -205,16 +205,28 @@ def test_bad_samples_do_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureF
     assert len(runs.read_metrics(tmp_path)) == 4
 
 
+def unreadable(count: int) -> list[Document]:
+    return [Document(f"bad-{i}", "x", (Text("red"), Image(b"no image"))) for i in range(count)]
+
+
 def test_a_batch_of_bad_samples_only(tmp_path: Path):
-    bad = [Document(f"bad-{i}", "x", (Text("red"), Image(b"no image"))) for i in range(4)]
-    values = runs.settings(runs.write_data(tmp_path / "bad", bad), max_duration="2ba")
+    folder = runs.write_data(tmp_path / "bad", [*unreadable(4), *(runs.made_up(i) for i in range(4))])
+    values = runs.settings(folder, max_duration="2ba")
+    values["data"]["train"]["shuffle"] = False
     fit(values)
-    assert all(row["loss/train/total"] == 0 for row in runs.read_metrics(tmp_path).values())
+    losses = [row["loss/train/total"] for row in runs.read_metrics(tmp_path).values()]
+    assert losses[0] == 0 < losses[1]
+
+
+@pytest.mark.parametrize("duration", ["1ba", "1ep"])
+def test_a_run_of_bad_samples_only_is_an_error(tmp_path: Path, duration: str):
+    folder = runs.write_data(tmp_path / "bad", unreadable(8))
+    with pytest.raises(DataError, match=r"data\.train: all [48] samples so far are bad"):
+        fit(runs.settings(folder, max_duration=duration))
 
 
 def test_too_many_bad_samples_end_the_run(tmp_path: Path):
-    bad = [Document(f"bad-{i}", "x", (Text("red"), Image(b"no image"))) for i in range(12)]
-    folder = runs.write_data(tmp_path / "bad", [*bad, *(runs.made_up(i) for i in range(100))])
+    folder = runs.write_data(tmp_path / "bad", [*unreadable(12), *(runs.made_up(i) for i in range(100))])
     with pytest.raises(DataError, match=r"samples are bad, more than data\.max_bad_fraction = 0\.01"):
         fit(runs.settings(folder, max_duration="1ep"))
 
