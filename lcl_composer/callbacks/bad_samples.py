@@ -37,4 +37,4 @@ class BadSamples(Callback):
         bad, seen = counts.tolist()
         logger.log_metrics({"data/bad_samples": bad})
         if seen and bad == seen:
-            raise DataError(f"data.train: all {seen} samples so far are bad, each named above; nothing was learnt")
+            raise DataError(f"data.train: all {seen} samples so far are bad, each named above")
