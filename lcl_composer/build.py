@@ -233,7 +233,6 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
         precision=config.precision or ("amp_bf16" if torch.cuda.is_available() else "fp32"),
         device=device,
         log_to_console=config.log_to_console and dist.get_global_rank() == 0,
-        autoresume=config.autoresume and run.remote,
         load_path=start.path or config.load_path,
         load_weights_only=start.path is None,  # load_path starts a new run
         **config.model_dump(include=_TRAINER_ARGUMENTS),
@@ -244,6 +243,9 @@ def build_trainer(composed: ComposedConfig) -> Trainer:
     for destination in trainer.logger.destinations:
         if isinstance(destination, ConsoleLogger):  # it would begin with a box of a node's name and number
             destination.hparams_already_logged_to_console = True
+    if run.remote:
+        dist.barrier()  # all have read what was fetched
+        on_first_rank(run.store.forget)
     allow_tf32(config.tf32)
     return trainer
 

@@ -47,7 +47,7 @@ class Record:
         born: When that process began, in the kernel's ticks: its number may be used again.
         state: ``running``, ``ended``, ``stopped`` behind a checkpoint, ``cut short`` by a signal without one,
             ``failed`` of itself, or ``followed`` another that did.
-        text: Why, in a line.
+        text: Why, in a line; of one that runs, why it will have ended if it is killed from here on.
         at: When, in seconds of the node's monotonic clock.
     """
 
@@ -91,7 +91,7 @@ class Rank:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.folder, self.rank = folder, rank
+        self.folder, self.rank, self.pid = folder, rank, os.getpid()
         self.note(RUNNING)
 
     def note(self, state: str, text: str = "") -> None:
@@ -115,6 +115,7 @@ class Rank:
 
 
 _launcher: int | None = None
+_rank: Rank | None = None
 
 
 def launcher() -> int | None:
@@ -129,7 +130,7 @@ def begin() -> Rank | None:
     """
     if "RANK" not in os.environ or not Path("/proc/self/stat").exists():
         return None
-    global _launcher
+    global _launcher, _rank
     _launcher = os.getppid()
     born = birth_of(_launcher)
     folder = Path(tempfile.gettempdir(), f"lcl-{os.getuid()}-{_launcher}-{born}")
@@ -137,7 +138,7 @@ def begin() -> Rank | None:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             return None
-        rank = Rank(folder, int(os.environ["RANK"]))
+        _rank = rank = Rank(folder, int(os.environ["RANK"]))
         if os.environ.get("LOCAL_RANK", "0") == "0":
             subprocess.run(
                 [sys.executable, "-I", "-S", __file__, str(folder), str(_launcher), born],
@@ -151,6 +152,17 @@ def begin() -> Rank | None:
     return rank
 
 
+def heard(name: str) -> None:
+    """Note that a signal has asked this rank to stop: if it is killed now, that was to be expected."""
+    if _rank is not None and _rank.pid == os.getpid():  # not in a loader's process
+        _rank.note(
+            RUNNING,
+            f"ended by {name} before its checkpoint was written: killed by its launcher or the job's "
+            "manager, after their time or at a second signal; launched again the run goes on from its newest "
+            "checkpoint",
+        )
+
+
 def told(record: Record) -> str:
     """A failure with the rank it befell."""
     return f"rank {record.rank}: {record.text}"
@@ -158,6 +170,8 @@ def told(record: Record) -> str:
 
 def killed(records: list[Record]) -> str:
     """What is known of ranks that vanished, one or several at once."""
+    if all(record.text for record in records):
+        return records[0].text
     names = " and ".join(f"{record.rank} (process {record.pid})" for record in records)
     who = f"rank {names} was" if len(records) == 1 else f"ranks {names} were, in one moment,"
     return (

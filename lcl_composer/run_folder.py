@@ -12,11 +12,13 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lcl_composer.checkpoint import Begun, check_whole, read_begun
 from lcl_composer.errors import DataError, LCLError
+from lcl_composer.remote_checkpoints import RemoteCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ _RESULTS = ("summary.json", "encoder/config.json", "encoder/model.safetensors", 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint file, and the batch in its name."""
+    """A checkpoint file, and the batch in its name; one in an object store is not there yet."""
 
     path: Path
     batch: int
@@ -69,12 +71,25 @@ class RunFolder:
 
     @property
     def remote(self) -> bool:
-        """Whether checkpoints go to an object store: Composer looks for the newest there."""
+        """Whether checkpoints go to an object store."""
         return "://" in self.checkpoints
 
+    @cached_property
+    def store(self) -> RemoteCheckpoints:
+        """That store; what is fetched from it lies in the run folder, which all nodes share."""
+        return RemoteCheckpoints(self.checkpoints, self.folder / "fetched")
+
     def found(self) -> list[Found]:
-        """The checkpoints in ``save_folder``, the newest last."""
-        files = [(path, _FOUND.fullmatch(path.name)) for path in Path(self.checkpoints).glob("ep*.pt")]
+        """The checkpoints in ``save_folder``, the newest last.
+
+        Raises:
+            DataError: If an object store cannot be reached.
+        """
+        if self.remote:
+            paths = [self.store.cache / name for name in self.store.names()]
+        else:
+            paths = list(Path(self.checkpoints).glob("ep*.pt"))
+        files = [(path, _FOUND.fullmatch(path.name)) for path in paths]
         found = [(int(m[1]), Found(path, int(m[2]))) for path, m in files if m]
         return [item for _, item in sorted(found, key=lambda pair: (pair[1].batch, pair[0]))]
 
@@ -104,23 +119,25 @@ class RunFolder:
                 checkpoints of another run.
             DataError: If there are checkpoints and none of them can be read.
         """
-        if self.remote:
-            return Start()
         path, notes = self._newest_whole(misfit)
         if path is not None:
             begun = read_begun(path)
-            if begun.run_name not in ("", self.name) and not self._inside(path):
+            if begun.run_name not in ("", self.name) and (self.remote or not self._inside(path)):
                 raise LCLError(
                     f"save_folder {self.checkpoints}: holds the checkpoints of run {begun.run_name!r}; "
                     f"give {self.name!r} a folder of its own"
                 )
             if not autoresume:
                 raise LCLError(
-                    f"autoresume is false, and {path} lies there: the run would start at 0 and overwrite it; "
-                    f"choose another run_name, or remove {self.folder}"
+                    f"autoresume is false, and {self._named(path)} lies there: the run would start at 0 and "
+                    f"overwrite it; choose another run_name, or remove {self.folder}"
                 )
             return Start(str(path), begun, notes)
         return Start(notes=[*notes, *self._put_metrics_aside(autoresume)])
+
+    def _named(self, path: Path) -> str:
+        """A checkpoint as it is called where it lies for good."""
+        return f"{self.store.uri}/{path.name}" if self.remote else str(path)
 
     def _inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.folder.resolve())
@@ -130,14 +147,18 @@ class RunFolder:
         problems: list[str] = []
         other: tuple[Path, list[str]] | None = None
         for item in reversed(self.found()):
+            if self.remote:
+                self.store.fetch(item.path.name)
             try:
                 check_whole(item.path)
                 if not (problem := misfit(item.path)):
                     return item.path, [f"{text}; passed over" for text in problems]
                 other = other or (item.path, [*problems])
-                problems.append(problem)
             except DataError as error:
-                problems.append(str(error))
+                problem = str(error)
+                if self.remote:
+                    item.path.unlink(missing_ok=True)
+            problems.append(problem.replace(str(item.path), self._named(item.path)))
         if other:
             return other
         if problems and (self.folder / _NEWEST).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from lcl_composer.errors import LCLError
@@ -40,10 +41,11 @@ class StopRequest:
 
     Args:
         launcher: The process of the launcher, None without one.
+        heard: Called with the name of a signal that asks.
     """
 
-    def __init__(self, launcher: int | None = None) -> None:
-        self._launcher = launcher
+    def __init__(self, launcher: int | None = None, heard: Callable[[str], None] = lambda name: None) -> None:
+        self._launcher, self._heard = launcher, heard
         self._received = 0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -69,3 +71,4 @@ class StopRequest:
         if number == self._received == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = max(self._received, number, key=ASKED.index)
+        self._heard(signal.Signals(number).name)

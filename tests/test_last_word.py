@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lcl_composer import last_word
 from lcl_composer.last_word import (
     CUT_SHORT,
     ENDED,
@@ -58,7 +59,7 @@ print("launcher:", codes, flush=True)
 
 
 def record(rank: int, state: str, at: float = 0.0) -> Record:
-    return Record(rank, 100 + rank, "1", state, f"text of {rank}", at)
+    return Record(rank, 100 + rank, "1", state, "" if state == RUNNING else f"text of {rank}", at)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,25 @@ def test_a_rank_reads_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert other.cause_elsewhere() == ""
     (tmp_path / "rank2.json").write_text("{")  # of a full disk
     assert [record.rank for record in read_records(tmp_path)] == [0, 1]
+
+
+def test_a_rank_that_was_asked_to_stop_was_not_killed_from_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(last_word, "_rank", Rank(tmp_path, 0))
+    last_word.heard("SIGTERM")
+    (asked,) = read_records(tmp_path)
+    assert asked.state == RUNNING
+    assert cause_of([asked], {}) == ""
+    line = cause_of([asked, record(1, FOLLOWED, 9.0)], {0: 5.0})
+    assert line.startswith("error: ended by SIGTERM before its checkpoint was written")
+    both = cause_of([asked, record(1, RUNNING)], {0: 5.0, 1: 5.0})
+    assert "killed from outside" in both, "nobody had asked the other"
+    rank = Rank(tmp_path, 0)
+    rank.pid += 1  # as in a process that a rank has forked
+    monkeypatch.setattr(last_word, "_rank", rank)
+    last_word.heard("SIGTERM")
+    assert not read_records(tmp_path)[0].text
 
 
 def test_a_dead_process_has_no_birth():

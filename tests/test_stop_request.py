@@ -53,6 +53,18 @@ def test_signals_are_noted_only_while_it_listens():
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
+def test_it_says_what_it_heard():
+    heard: list[str] = []
+    request = StopRequest(heard=heard.append)
+    request.listen()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        request.ignore()
+    assert heard == ["SIGTERM", "SIGUSR1"]
+
+
 def test_a_launcher_that_is_gone_is_a_request(monkeypatch: pytest.MonkeyPatch):
     request, alone = StopRequest(os.getppid()), StopRequest()
     assert request.received == 0

@@ -14,7 +14,7 @@ from composer.utils import dist, parse_uri
 
 from lcl_composer.errors import LCLError
 from lcl_composer.finite import not_finite
-from lcl_composer.last_word import launcher
+from lcl_composer.last_word import heard, launcher
 from lcl_composer.run_folder import CHECKPOINT_NAME, LATEST_NAME, RunFolder
 from lcl_composer.stop_request import ASKED, LAUNCHER_GONE, Stopped, StopRequest
 
@@ -46,7 +46,7 @@ class RunCheckpoints(CheckpointSaver):
             num_checkpoints_to_keep=num_checkpoints_to_keep,
         )
         self.run = run
-        self.stop = StopRequest(launcher())
+        self.stop = StopRequest(launcher(), heard)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Take over the checkpoints of earlier launches, and listen."""
