@@ -21,6 +21,7 @@ from typing import Any
 from lcl_composer import last_word
 from lcl_composer.errors import LCLError, LostConnection, one_line
 from lcl_composer.last_word import CUT_SHORT, ENDED, FAILED, FOLLOWED, STOPPED, Rank
+from lcl_composer.preflight.world import World
 from lcl_composer.stop_request import Stopped
 
 #: Under which the first failure of a job is told to other nodes, in the store at which the ranks meet.
@@ -47,6 +48,10 @@ def run(arguments: list[str]) -> int | str:
         signal.signal(number, _end)
     if "GROUP_RANK" in os.environ:  # torchrun's name for what Composer calls NODE_RANK, and asks for
         os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
+    try:
+        World.given()
+    except LCLError as error:
+        return f"error: {error}"
     rank = last_word.begin()
     try:
         from lcl_composer.train import train

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lcl_composer.checkpoint import Begun, check_whole, read_begun
 from lcl_composer.errors import DataError, LCLError
@@ -219,11 +219,23 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def _lock_file(place: Path) -> IO[str]:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return (place / ".lock").open("a+")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # is told with the room that there is
+        raise LCLError(
+            f"{place} cannot be written to ({error.strerror}: {error.filename}); mend its rights, or choose "
+            "another folder or save_folder"
+        ) from error
+
+
 @contextmanager
 def _held(place: Path) -> Iterator[None]:
     """Lock ``place/.lock`` with a record lock, which forked loader workers do not inherit."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / ".lock").open("a+") as file:
+    with _lock_file(place) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -143,7 +143,8 @@ def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     store = HashStore()
     monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(last_word, "begin", lambda: last_word.Rank(tmp_path, 1))
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+    world = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": "1"}
+    for name, value in {**world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     before = {number: signal.getsignal(number) for number in launched._SIGNALS}
@@ -176,6 +177,25 @@ def test_how_a_rank_ends(
     assert (
         (one_rank / "error.json").exists() == (launched._told() == "rank 1: no data") == (state == "failed")
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("RANK", "5", "RANK 5, WORLD_SIZE 2 and LOCAL_WORLD_SIZE 1 do not fit each other"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', which is no number"),
+        ("NODE_RANK", "x", "NODE_RANK is 'x', which is no number"),
+        ("MASTER_ADDR", "", "MASTER_ADDR is not set"),
+    ],
+)
+@pytest.mark.usefixtures("one_rank")
+def test_variables_of_a_launcher_that_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+):
+    monkeypatch.setenv(name, value)
+    ends = str(launched.run(["x.yaml"]))
+    assert ends.startswith(f"error: {says}")
+    assert "\n" not in ends
 
 
 def test_the_first_failure_is_told_to_other_nodes(one_rank: Path):

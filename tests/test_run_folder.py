@@ -53,6 +53,16 @@ def test_one_launch_holds_the_folder_until_it_dies(tmp_path: Path):
     try_to_hold(run(tmp_path))
 
 
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    folder = run(tmp_path, str(tmp_path / "file"))
+    with pytest.raises(LCLError, match=r"file cannot be written to \(File exists: .*\); mend its rights, or"):
+        try_to_hold(folder)
+    for place in ("/proc/nowhere", str(tmp_path / "file/inside")):
+        with pytest.raises(LCLError, match=f"{place} cannot be written to"):
+            try_to_hold(run(tmp_path, place))
+
+
 def _sleep() -> None:
     time.sleep(60)
 

@@ -260,7 +260,7 @@ class ActivationCheckpointingConfig(Section):
 class RunConfig(Section):
     """One training run, complete and checked."""
 
-    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """Name of the run; its files go to runs/<run_name>."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Seed of the weights, the data's random draws and the layout."""

@@ -33,7 +33,7 @@ from lcl_composer.data.image import OPEN_CLIP, Augmentation
 from lcl_composer.data.interleave import Layout
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.stream import DocumentStream
-from lcl_composer.errors import DataError, printable
+from lcl_composer.errors import DataError, one_line, printable
 from lcl_composer.nodes import most_over_ranks
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ class DocumentLoader(StreamingDataLoader):
 
         Raises:
             DataError: If more than ``max_bad_fraction`` of the samples seen are bad.
+            OSError: If a worker ended because shared memory is full.
         """
         try:
             for batch, problems in super().__iter__():
@@ -118,6 +119,12 @@ class DocumentLoader(StreamingDataLoader):
             # One that a worker process raised carries its traceback; the last line is the message.
             reason = str(error).strip().splitlines()[-1]
             raise DataError(reason.removeprefix(f"{DataError.__module__}.DataError: ")) from error
+        except RuntimeError as error:
+            # torch says how a worker ended only where SIGCHLD tells it, not where it finds it gone.
+            workers = getattr(self._iterator, "_workers", ())
+            if any(worker.exitcode == errno.ENOSPC for worker in workers):
+                raise OSError(errno.ENOSPC, one_line(error), "/dev/shm") from error
+            raise
 
     def close(self) -> None:
         """End the worker processes. Left to the garbage collector, this may wait five seconds for each."""

@@ -55,6 +55,21 @@ class World:
         Raises:
             ConfigError: If a variable is missing, no number, or at odds with another one.
         """
+        world = World.given(environment)
+        if world.nodes > 1 and world.address.startswith(_LOOPBACK):
+            raise ConfigError(
+                f"MASTER_ADDR is {world.address} and the job has {world.nodes} nodes: each would call "
+                "itself; set it to the name of the host of rank 0"
+            )
+        return world
+
+    @staticmethod
+    def given(environment: Mapping[str, str] = os.environ) -> World:
+        """The same, wherever rank 0 may be: what training asks for, also where nodes are stand-ins.
+
+        Raises:
+            ConfigError: If a variable is missing, no number, or at odds with another one.
+        """
         if "RANK" not in environment:
             return _alone(environment)
         size, rank = _number(environment, "WORLD_SIZE"), _number(environment, "RANK")
@@ -68,11 +83,6 @@ class World:
         address = environment.get("MASTER_ADDR", "127.0.0.1" if size == 1 else "")
         if not address:
             raise ConfigError("MASTER_ADDR is not set; give the launcher --master_addr, the host of rank 0")
-        if size > local_size and address.startswith(_LOOPBACK):
-            raise ConfigError(
-                f"MASTER_ADDR is {address} and the job has {size // local_size} nodes: each would call "
-                "itself; set it to the name of the host of rank 0"
-            )
         return World(
             rank=rank,
             size=size,
@@ -86,7 +96,7 @@ class World:
 
 
 def _alone(environment: Mapping[str, str]) -> World:
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if _number(environment, "SLURM_STEP_NUM_TASKS", "1") > 1:
         raise ConfigError(
             f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks and RANK is not set: each would train "
             "by itself; start one launcher a node, as launch/slurm.sbatch does"

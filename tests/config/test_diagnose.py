@@ -131,6 +131,7 @@ def test_the_programs_own_parameters_are_refused() -> None:
         ("model.language_model.max_position_embeddings=77", "data.max_tokens: is 128, beyond"),
         ("global_train_batch_size=0", "should be greater than 0"),
         ("run_name=a/b", "run_name: "),
+        (f"run_name={'x' * 201}", "run_name: String should have at most 200 characters"),
     ],
 )
 def test_relations_between_settings(override: str, message: str) -> None:

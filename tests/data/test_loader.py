@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from composer import ComposerModel, Trainer
 from composer.loggers import InMemoryLogger
+from streaming import StreamingDataLoader
 
 from lcl_composer.callbacks.bad_samples import BadSamples
+from lcl_composer.crash import cause
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.loader import DocumentLoader
@@ -66,6 +70,24 @@ def test_trainer_resumes_in_place(make_dataset: MakeDataset, tmp_path: Path, wor
     second, trainer = train(folder, "2ep", workers, save_interval="2ep", **save)
     assert first.seen + second.seen == whole.seen
     assert int(trainer.state.timestamp.sample) == 42
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, OSError), (-9, RuntimeError)])
+def test_a_worker_that_is_found_gone(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, kind: type
+):
+    """torch says then neither how it ended nor that shared memory is full."""
+    loader: Any = loader_of(local=str(make_dataset(4))).dataloader
+
+    def gone(self: Any) -> Any:
+        workers = [SimpleNamespace(exitcode=code)]
+        self._iterator = SimpleNamespace(_workers=workers, _shutdown_workers=lambda: None)
+        raise RuntimeError("DataLoader worker (pid(s) 9) exited unexpectedly")
+
+    monkeypatch.setattr(StreamingDataLoader, "__iter__", gone)
+    with pytest.raises(kind) as caught:
+        next(iter(loader))
+    assert ("/dev/shm is full" in cause(caught.value, tmp_path)) is (code == errno.ENOSPC)
 
 
 def test_bad_samples_are_consumed_and_logged(make_dataset: MakeDataset):

@@ -52,3 +52,12 @@ def test_tasks_of_srun_without_a_launcher_are_refused() -> None:
     with pytest.raises(ConfigError, match="each would train by itself"):
         World.detect({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"})
     assert World.detect({"SLURM_STEP_NUM_TASKS": "1"}).size == 1
+    with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS is 'x', which is no number"):
+        World.detect({"SLURM_STEP_NUM_TASKS": "x"})
+
+
+def test_training_takes_stand_ins_for_nodes_on_one_machine_and_nothing_else() -> None:
+    assert World.given({**COMPOSER, "MASTER_ADDR": "127.0.0.1"}).nodes == 2
+    for wrong in ({"RANK": "8"}, {"LOCAL_WORLD_SIZE": "0"}, {"NODE_RANK": "x"}, {"MASTER_ADDR": ""}):
+        with pytest.raises(ConfigError):
+            World.given(COMPOSER | wrong)
