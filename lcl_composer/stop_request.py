@@ -71,4 +71,5 @@ class StopRequest:
         if number == self._received == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = max(self._received, number, key=ASKED.index)
-        self._heard(signal.Signals(number).name)
+        if self._received != LAUNCHER_GONE:
+            self._heard(signal.Signals(self._received).name)

@@ -106,9 +106,15 @@ def run_alone(folder: Path, path: Path, *overrides: str) -> Forked:
     return Forked(folder, script, ROOT / "train.py", str(path), *overrides)
 
 
+_OF_LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"}
+_OF_LAUNCHERS |= {"MASTER_ADDR", "MASTER_PORT"}
+
+
 def from_the_shell(folder: Path, *command: str) -> tuple[int, str]:
     """Exit code and output of ``python COMMAND``; it imports everything anew, in every rank."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # Composer leaves a launcher's variables in a process that has had a Trainer.
+    own = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
+    environment = {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
