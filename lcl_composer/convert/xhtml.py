@@ -31,6 +31,10 @@ _NAMED = re.compile(r"&(?!amp;|lt;|gt;|quot;|apos;)[A-Za-z]")
 _SPECIAL = re.compile("[&<>\"']")
 _OPEN_AND_SHUT = re.compile(r"""<([a-zA-Z][\w:-]*)((?:\s[^<>]*[\s"'])?)/>""")
 _PREFIXED = re.compile(r"(</?)(?:h|html|xhtml):(?=[a-z])")
+_VOID_SHUT = re.compile(rf"<(?:{'|'.join(sorted(_VOID))})(?:\s[^<>]*)?/>", re.I)
+#: What HTML has not or reads otherwise: CDATA, an entity's declaration, instructions, ``</br>``, prefixes.
+_XML_ONLY = re.compile(r"<!\[CDATA\[|<!ENTITY|<\?(?!xml\s)|</br|</?[\w.-]+:", re.I)
+_DOCTYPE = "<!DOCTYPE html>"
 
 
 def is_xhtml(text: str, name: str) -> bool:
@@ -42,12 +46,19 @@ def xhtml_to_html(text: str) -> str:
     """Return an XHTML page as HTML: every element closed, prefixes gone, CDATA and entities as text.
 
     A page that is no well-formed XML, as many that say they are XHTML, stays HTML but for its elements
-    that are closed where they open.
+    that are closed where they open. One that HTML reads alike, as most pages of manuals, stays as it is.
     """
+    if _is_html_too(text):
+        return text if "<!doctype" in text[:_HEAD].lower() else _DOCTYPE + text
     try:
         return _Rewriter().rewrite(text)
     except (expat.ExpatError, ValueError):
         return _OPEN_AND_SHUT.sub(_open_and_shut, _PREFIXED.sub(r"\1", text))
+
+
+def _is_html_too(text: str) -> bool:
+    """Say whether only void elements are closed where they open, and nothing is XML's alone."""
+    return text.count("/>") == len(_VOID_SHUT.findall(text)) and _XML_ONLY.search(text) is None
 
 
 def _open_and_shut(found: re.Match[str]) -> str:
@@ -82,7 +93,7 @@ class _Rewriter:
         self._named = _NAMED.search(text) is not None
         undeclared = re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"), count=1)
         self._parser.Parse(undeclared.lstrip().encode(), True)
-        return "<!DOCTYPE html>" + "".join(self._out)
+        return _DOCTYPE + "".join(self._out)
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         tag, written = _local(name), ""

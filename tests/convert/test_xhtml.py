@@ -42,6 +42,25 @@ def test_prefixes_entities_and_cdata():
     assert seen(page) == ["café — <b> A < B & C", "café.png", "cover.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("body", "as_it_is"),
+    [
+        ("<p>a<br />b<img src='p.png' alt='1 &lt; 2' />&eacute;</p>", True),
+        ("<?php echo 1 > 0 ?><p>text</p>", False),
+        ("<p>one<br></br>two</p>", False),
+        ("<p><a title='a > b' name='x'/>all of it</p>", False),
+        ("<x:p xmlns:x='http://www.w3.org/1999/xhtml'>two</x:p>", False),
+    ],
+)
+def test_a_page_stays_as_it_is_only_where_html_reads_it_alike(body, as_it_is, monkeypatch):
+    page = f"{HEAD}<body>{body}</body></html>"
+    found = seen(page)
+    assert found
+    assert (xhtml_to_html(page) == page) is as_it_is
+    monkeypatch.setattr("lcl_composer.convert.xhtml._is_html_too", lambda text: False)
+    assert seen(page) == found
+
+
 def test_no_file_is_read_and_no_entity_explodes():
     outside = '<!DOCTYPE html [<!ENTITY x SYSTEM "file:///etc/passwd">]><html><body>a&x;b</body></html>'
     assert seen(outside) == ["ab"]
