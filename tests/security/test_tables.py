@@ -1,8 +1,13 @@
-"""A Parquet or Arrow file from a stranger: a few kilobytes that unpack to far more than memory."""
+"""A Parquet or Arrow file from a stranger: a few kilobytes that unpack to far more than memory.
+
+A fresh process converts: in one that has read tables before, pyarrow holds memory that it asks no system for.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,8 @@ import pytest
 from lcl_composer.convert import memory
 from lcl_composer.convert.img2dataset import Img2Dataset
 from lcl_composer.convert.obelics import Obelics
+from lcl_composer.convert.report import ConversionReport
+from lcl_composer.convert.source import Source
 from lcl_composer.convert.table import Table
 from tests.convert.samples import picture, run
 
@@ -22,9 +29,19 @@ LIMIT, BOMB = 32 * MIB, 64 * MIB
 REASON = "unpacks to more than 32 MiB at a time; if that is meant, write it anew with fewer rows a group"
 
 
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "MAX_STEP", LIMIT)
+def convert_afresh(source: Source, tmp_path: Path) -> tuple[ConversionReport, list[str]]:
+    """Convert in steps of 32 MiB; return the report and the ids of the documents."""
+    context = multiprocessing.get_context("forkserver")  # see conftest.py
+    with ProcessPoolExecutor(1, context) as executor:
+        return executor.submit(_convert, source, tmp_path).result()
+
+
+def _convert(source: Source, tmp_path: Path) -> tuple[ConversionReport, list[str]]:
+    memory.MAX_STEP = LIMIT
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    report, documents = run(source, tmp_path)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    return report, list(documents)
 
 
 def zeros() -> pa.Array:
@@ -84,12 +101,10 @@ def test_a_bomb_in_a_table_is_counted_and_the_rest_converted(tmp_path, name):
     source.mkdir()
     assert BOMBS[name](source / name).stat().st_size < 1 << 18
     save(source / "good.parquet", pa.array([picture()]), TEXT)
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    report, documents = run(Table(source), tmp_path)
+    report, documents = convert_afresh(Table(source), tmp_path)
     assert len(documents) == 1
     assert dict(report.broken) == {REASON: 1}
     assert [place.partition(":")[0] for place in report.named[REASON]] == [name]
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_bomb_in_interleaved_documents_is_counted(tmp_path):
@@ -102,7 +117,7 @@ def test_a_bomb_in_interleaved_documents_is_counted(tmp_path):
     pictures = tmp_path / "images"
     pictures.mkdir()
     (pictures / "a.png").write_bytes(picture())
-    report, documents = run(Obelics(source, images=pictures), tmp_path)
+    report, documents = convert_afresh(Obelics(source, images=pictures), tmp_path)
     assert (len(documents), dict(report.broken)) == (1, {REASON: 1})
 
 
@@ -113,8 +128,8 @@ def test_a_bomb_beside_a_tar_or_in_place_of_one_is_counted(tmp_path):
     save_parquet(source / "1.parquet", pa.table({"jpg": zeros()}))
     report = pa.table({"key": ["2"], "status": ["success"], "caption": ["A text."], "jpg": [picture()]})
     pq.write_table(report, source / "2.parquet")
-    found, documents = run(Img2Dataset(source), tmp_path)
-    assert (list(documents), found.broken[REASON]) == (["2/2"], 2)
+    found, documents = convert_afresh(Img2Dataset(source), tmp_path)
+    assert (documents, found.broken[REASON]) == (["2/2"], 2)
 
 
 def test_rows_of_nothing_are_not_counted_one_by_one(tmp_path):
