@@ -139,6 +139,7 @@ def main() -> None:
     print(f"grid / one head, on features alone: {took['grid'] / took['one']:.2f}")
     print(f"grid / one head as published, on features alone: {took['grid'] / took['published']:.2f}")
     print(f"grid / one head, one pass and {options.epochs} epochs: {whole['grid'] / whole['one']:.2f}")
+    print(f"grid / one head as published, the same: {whole['grid'] / whole['published']:.2f}")
 
 
 if __name__ == "__main__":
