@@ -10,7 +10,6 @@ rounding; what comes later drifts apart as any two machines' do.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,9 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lcl_composer.report.metrics_file import read_metrics  # noqa: E402
 
 
 def experiment(folder: Path, batches: int, documents: int) -> Path:
@@ -59,9 +61,8 @@ def losses(path: Path, name: str, precision: str, on_cpu: bool) -> list[float]:
     )
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stdout[-2000:]}")
-    lines = (path.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
-    return [line["loss/train/total"] for line in metrics if "loss/train/total" in line]
+    rows = read_metrics(path.parent / "runs" / name / "metrics.jsonl")
+    return [row["loss/train/total"] for row in rows if "loss/train/total" in row]
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ CAPTION_TOKENS, CAPTION_SIGMA = 16, 0.5
 WORDS = "the of picture with and shows a window layer colour tool image you can".split()  # noqa: SIM905
 #: Of a dry run: pixels a side and of a patch, width and layers of both towers, tokens of a document.
 TINY = (32, 16, 64, 2, 256)
+_TOWERS = ("pooler", "language_model")
 
 
 class Work(NamedTuple):
@@ -66,9 +67,6 @@ def recipe_config(recipe: str, dry_run: bool, *overrides: str) -> RunConfig:
         changes += [f"model.language_model.num_hidden_layers={layers}"]
         changes += [f"model.{part}.num_{'attention_' * (part != 'pooler')}heads=1" for part in _TOWERS]
     return compose(ROOT / f"yamls/pretrain/{recipe}.yaml", changes).run
-
-
-_TOWERS = ("pooler", "language_model")
 
 
 def documents(count: int, pairs: int, rng: np.random.Generator) -> Iterator[Document]:

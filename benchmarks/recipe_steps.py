@@ -45,6 +45,9 @@ RECIPES = {
     "vit_b16_laion_mmc4": (64, 32, "ViT-B-16"),
     "vit_l14_laion_mmc4": (32, 16, "ViT-L-14"),
 }
+#: What ours may stand beside.
+SIDES = ("compiled", "padded", "open_clip")
+COLUMNS = "recipe, side | documents | images | tokens | ms a step | images/s | tokens/s | MFU | peak GB"
 #: Kinds of kernels by their names, the first that fits.
 KINDS = {
     "attention": r"flash|fmha|attention|sdpa",
@@ -227,22 +230,6 @@ def main() -> None:
     Recipe(options.recipe, options.dry_run, device).compare(options.beside, options.rounds)
 
 
-SIDES = ("compiled", "padded", "open_clip")
-
-
-COLUMNS = (
-    "recipe, side",
-    "documents",
-    "images",
-    "tokens",
-    "ms a step",
-    "images/s",
-    "tokens/s",
-    "MFU",
-    "peak GB",
-)
-
-
 class Recipe:
     """A recipe on a device: its batches and its sides, one after the other."""
 
@@ -294,18 +281,21 @@ class Recipe:
         """Print the table of the sides, then the shares of ours, which comes first."""
         ours = Ours(self.config, self.device)
         tokens_per_image = ours.model.encoder.tokens_per_image
-        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        print(f"| {COLUMNS} |\n|{'---|' * (1 + COLUMNS.count('|'))}")
         if "padded" in sides:
             self.check(ours, Padded(self.config, self.device, ours))
         figures = self.measure(ours, tokens_per_image, rounds)
         print(row(f"{self.name}, ours", figures, card_flops()), flush=True)
         batch = ours.batch(self.batches(round(figures.work.documents), tokens_per_image)[0])
-        shares = {find: find(ours, batch, self.device) for find in (shares_by_part, shares_by_kind)}
+        shares = {
+            "part": shares_by_part(ours, batch, self.device),
+            "kernels": shares_by_kind(ours, batch, self.device),
+        }
         ours.rest()
         for name in sides:
             figures = self.measure(self.side(name, ours), tokens_per_image, rounds)
             print(row(f"{self.name}, {name}", figures, card_flops()), flush=True)
-        for what, found in zip(("part", "kernels"), shares.values(), strict=True):
+        for what, found in shares.items():
             print(f"\n| {self.name}, ours, {what} | share of a step |\n|---|---|")
             print("\n".join(f"| {name} | {share:.1%} |" for name, share in found.items()))
 

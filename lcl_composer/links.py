@@ -25,10 +25,11 @@ def leads_out(path: Path, root: Path) -> bool:
     """Whether a file below ``root`` lies elsewhere, by a link on the way; a snapshot's blobs belong to it."""
     real = os.path.realpath(path)
     homes = [root, snapshot_blobs(root)]
-    return not any(home and _is_in(real, os.path.realpath(home)) for home in homes)
+    return not any(home and is_in(real, os.path.realpath(home)) for home in homes)
 
 
-def _is_in(path: str, folder: str) -> bool:
+def is_in(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it, by their names alone."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from lcl_composer.convert.images import Rejected
-from lcl_composer.links import leads_out, snapshot_blobs
+from lcl_composer.links import is_in, leads_out, snapshot_blobs
 
 T = TypeVar("T")
 
@@ -149,9 +149,9 @@ def inside(root: Path, name: Any, base: Path | None = None, links_into: Path | N
     try:
         lexical = os.path.join(base or root, name)
         path = _real_path(lexical)
-        within = _is_in(path, _real(root))
+        within = is_in(path, _real(root))
         if not within and (target := links_into or snapshot_blobs(root)):
-            within = _is_in(os.path.abspath(lexical), os.path.abspath(root)) and _is_in(path, _real(target))
+            within = is_in(os.path.abspath(lexical), os.path.abspath(root)) and is_in(path, _real(target))
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, half a character
         raise Rejected("file missing") from error
     if not within:
@@ -177,10 +177,6 @@ def forget_folders() -> None:
     """Look up anew where folders lead: the next conversion of a worker that stays may find other links."""
     _real.cache_clear()
     snapshot_blobs.cache_clear()
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def read_lines(file: IO[bytes], first: int = 1) -> Iterator[tuple[int, bytes | Rejected]]:

@@ -177,17 +177,15 @@ class PageTokens:
             self._mains.append(len(self.row))
         elif tag == "h1":
             self._titles.append(len(self.row))
-        if region is None and not is_main:
-            if tag == "a" and not _IMAGE_LINK.search(attributes.get("href") or ""):
-                inside["link"] += 1
-                leave.append("link")
-            if tag not in _HOLDERS:
-                return leave
+        if tag == "a" and not _IMAGE_LINK.search(attributes.get("href") or ""):
+            inside["link"] += 1
+            leave.append("link")
+        if not (is_main or region is not None or tag in _HOLDERS):
+            return leave
         for name, holds in (
             ("main", is_main),
             ("section", is_main or tag in _SECTIONS),
             ("quote", tag in ("blockquote", "figure")),
-            ("link", tag == "a" and not _IMAGE_LINK.search(attributes.get("href") or "")),
             ("noscript", tag == "noscript"),
             ("pre", tag == "pre"),
             ("unread", region is not None and region.proof is Proof.ELEMENT),
