@@ -30,6 +30,26 @@ def on_first_rank(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def on_first_of_node(function: Callable[[], T]) -> T:
+    """Call a function on the first rank of each node and return its result on all ranks of that node.
+
+    What it raises on one node is raised on all ranks, so that none waits for one that has given up.
+    """
+    from composer.utils import dist
+
+    outcome: list[Any] = [None, None]
+    if dist.get_local_rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    outcomes = dist.all_gather_object(outcome)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return outcomes[dist.get_global_rank() - dist.get_local_rank()][0]
+
+
 def most_over_ranks(value: int) -> int:
     """The greatest of the ranks' numbers; all ask together, and no device is waited for."""
     import torch

@@ -5,7 +5,9 @@ import os
 import pytest
 from composer.utils import dist
 
-from lcl_composer.nodes import name_signal_files_by_node
+from lcl_composer.nodes import name_signal_files_by_node, on_first_of_node
+from tests.algorithms.training import as_launched
+from tests.distributed import run_ranks
 
 
 def test_nodes_have_signal_files_of_their_own(monkeypatch: pytest.MonkeyPatch):
@@ -30,3 +32,26 @@ def test_torchruns_number_of_the_node_is_composers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GROUP_RANK", "3")
     name_signal_files_by_node()
     assert os.environ["NODE_RANK"] == "3"
+
+
+def asked_on_a_rank(rank: int, ranks: int, ranks_per_node: int) -> list[str]:
+    """What the first rank of its node says, and what comes of an error on the last node."""
+    as_launched(rank, ranks)
+    os.environ["LOCAL_RANK"] = str(rank % ranks_per_node)
+
+    def fail() -> None:
+        if rank == ranks - ranks_per_node:
+            raise ValueError(f"rank {rank} cannot")
+
+    answer = on_first_of_node(lambda: f"rank {rank}")
+    try:
+        on_first_of_node(fail)
+    except ValueError as error:
+        return [answer, str(error)]
+    return [answer]
+
+
+@pytest.mark.world_size(2)
+def test_the_first_rank_of_a_node_answers_for_it():
+    assert run_ranks(2, asked_on_a_rank, 2) == [["rank 0", "rank 0 cannot"]] * 2
+    assert run_ranks(2, asked_on_a_rank, 1) == [["rank 0", "rank 1 cannot"], ["rank 1", "rank 1 cannot"]]

@@ -1,4 +1,4 @@
-"""Clears what killed jobs left of Streaming's shared memory and lock files.
+"""Gives each data set of a job its part of Streaming's shared memory, and clears what killed jobs left.
 
 Streaming 0.13 names its segments ``/dev/shm/NNNNNN_<what>`` and its lock files
 ``$TMPDIR/NNNNNN_<what>_filelock``, with the first free number. ``kill -9`` leaves both behind; a relaunch
@@ -14,11 +14,17 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
+from streaming.base import dataset as streaming_dataset
+from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN
+from streaming.base.shared import SharedMemory
+from streaming.base.shared.prefix import _check_and_find_retrying, _get_path, _pack_locals
+from streaming.base.world import World
+
+from lcl_composer.nodes import on_first_of_node
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +53,9 @@ def clean_shared_memory(
     Returns:
         What was removed.
     """
-    segments, locks = find_leftovers(shm, temporary, proc)
-    removed = [path for path in segments if _remove(path)] + [path for path in locks if _remove_lock(path)]
+    with first_come():  # a segment that a job is making is there before it is mapped
+        segments, locks = find_leftovers(shm, temporary, proc)
+        removed = [p for p in segments if _remove(p)] + [p for p in locks if _remove_lock(p)]
     if removed:
         log.info("removed %d leftovers of killed jobs from shared memory and lock files", len(removed))
     return removed
@@ -69,12 +76,54 @@ def find_leftovers(
     return [p for p, number in segments if number not in live], [p for p, n in locks if n not in live]
 
 
+def mend_numbers() -> None:
+    """Let Streaming's data sets be numbered by :func:`take_number`; call before one is built.
+
+    Streaming lets each rank look for a free number by itself, and only then the first take it. Of two jobs
+    on the same data that start together, a rank of one finds the number that the other has just taken, and
+    holds it for its own job's: both then wait for ever, or count each other's epochs.
+    """
+    streaming_dataset.get_shm_prefix = take_number  # pyright: ignore[reportPrivateImportUsage]
+
+
+def take_number(
+    streams_local: Sequence[str], streams_remote: Sequence[str | None], world: World, retry: int = 100
+) -> tuple[int, SharedMemory]:
+    """Take a number for a data set: the first rank of each node finds and takes it, and tells the others.
+
+    Args:
+        streams_local: Cache folder of each stream.
+        streams_remote: Where each is fetched from, or None.
+        world: Not used, as the process group says who is first.
+        retry: How often to look again while another job holds one of the folders.
+
+    Returns:
+        The number, and the segment that marks it as taken.
+
+    Raises:
+        ValueError: If another job fetches into one of the folders.
+    """
+    taken: list[SharedMemory] = []
+
+    def take() -> int:
+        folders, remotes = list(streams_local), list(streams_remote)
+        with first_come():
+            number = max(_check_and_find_retrying(folders, remotes, name, retry) for name in SHM_TO_CLEAN)
+            data = _pack_locals(folders, number)
+            taken.append(SharedMemory(_get_path(number, LOCALS), True, len(data)))
+            taken[0].buf[: len(data)] = data
+        return number
+
+    number = on_first_of_node(take)
+    return number, taken[0] if taken else SharedMemory(_get_path(number, LOCALS), False)
+
+
 @contextmanager
 def first_come() -> Iterator[None]:
-    """Let one job of this user on this machine at a time choose its number.
+    """Let one job of this user on this machine at a time choose a number, or clear what is left of others.
 
     Streaming looks for a free number and takes it in two steps; of two jobs that start together the second
-    stops with FileExistsError. The local leader of each job holds this while it builds a data set.
+    stops with FileExistsError. Nothing that waits for another rank may be done inside.
     """
     # Beside what they contend for: jobs may have temporary folders of their own and share the memory.
     folder = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())

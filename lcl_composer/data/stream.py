@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from lcl_composer.data.sampling import (
     trim_to_batches,
     whole_batches,
 )
-from lcl_composer.data.shared_memory import first_come
+from lcl_composer.data.shared_memory import mend_numbers
 from lcl_composer.data.sizes import SIZES_FILE
 from lcl_composer.data.sources import DocumentSource, ShardSet
 from lcl_composer.data.watched import WatchedDataset
@@ -98,20 +97,20 @@ class DocumentStream(WatchedDataset):
         cost: DocumentCost | None = None,
     ) -> None:
         self._key = "data.train" if train else "data.eval"
-        with first_come() if World.detect().is_local_leader else nullcontext():
-            super().__init__(
-                streams=sources,
-                epoch_size=epoch_size,
-                batching_method=batching_method,
-                shuffle=shuffle,
-                shuffle_algo="py1e",
-                shuffle_block_size=_SHUFFLE_BLOCK,
-                shuffle_seed=shuffle_seed,
-                num_canonical_nodes=num_canonical_nodes,
-                batch_size=batch_size,
-                predownload=predownload,
-                cache_limit=cache_limit,
-            )
+        mend_numbers()
+        super().__init__(
+            streams=sources,
+            epoch_size=epoch_size,
+            batching_method=batching_method,
+            shuffle=shuffle,
+            shuffle_algo="py1e",
+            shuffle_block_size=_SHUFFLE_BLOCK,
+            shuffle_seed=shuffle_seed,
+            num_canonical_nodes=num_canonical_nodes,
+            batch_size=batch_size,
+            predownload=predownload,
+            cache_limit=cache_limit,
+        )
         self.spanner = ShardIndex(self.samples_per_shard)  # pyright: ignore[reportAttributeAccessIssue]
         self.layout = layout
         self.image_size = image_size

@@ -6,12 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
+from streaming.base.shared.prefix import get_shm_prefix
+from streaming.base.world import World
 
-from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.data.shared_memory import clean_shared_memory, first_come
+from tests.algorithms.training import as_launched
+from tests.data.conftest import MakeDataset
+from tests.data.loaders import loader_of
+from tests.distributed import run_ranks
 
 SHM = Path("/dev/shm")
 pytestmark = pytest.mark.skipif(not SHM.is_dir(), reason="no /dev/shm")
@@ -127,3 +135,26 @@ def test_a_job_with_a_shared_memory_of_its_own_keeps_nothing_here(number: str, t
         if not started:
             pytest.skip("`unshare -m` is not permitted here")
     assert not (SHM / name).exists()
+
+
+def number_of_a_rank(rank: int, ranks: int, folder: Path) -> int:
+    as_launched(rank, ranks)
+    (folder / f"rank {rank} is there").touch()
+    return loader_of(local=str(folder)).dataloader.dataset._shm_prefix_int  # type: ignore[union-attr]
+
+
+@pytest.mark.world_size(2)
+def test_a_job_that_starts_beside_another_has_numbers_of_its_own(make_dataset: MakeDataset):
+    """The other one, on the same data, takes a number while the ranks of this one look for theirs."""
+    folder = make_dataset(12)
+    with ThreadPoolExecutor() as pool:
+        with first_come():
+            job = pool.submit(run_ranks, 2, number_of_a_rank, folder)
+            while len(list(folder.glob("rank *"))) < 2:
+                assert not job.done(), job.result()
+                time.sleep(0.05)
+            time.sleep(1)  # Streaming's own search of rank 1 ends well within
+            others, segment = get_shm_prefix([str(folder)], [None], World(1, 1, 1, 0))
+        numbers = job.result()
+    segment.cleanup()
+    assert numbers[0] == numbers[1] != others
