@@ -29,8 +29,8 @@ class AttentionProbes(nn.Module):
     Keys and values are never formed. A probe has one query for each of its H attention heads, so
     q (W_k x) = (W_k^T q) x, and since weights add up to 1, sum_k a_k (W_v x_k) = W_v (sum_k a_k x_k): what is
     left for a token is a product with H vectors, not two with W x W matrices, and those of all probes are one
-    matrix. Norms are folded in likewise. A bias of the keys, and that of their norm, adds the same to all
-    scores and cancels in the softmax: there is none.
+    matrix. Weights of LayerNorms are folded in likewise. A bias of the keys, and that of their norm, adds the
+    same to all scores and cancels in the softmax: there is none.
 
     Weights are lists of G tensors, so that an optimizer can give each probe a learning rate; all probes
     start from the same numbers.
@@ -121,64 +121,57 @@ class AttentionProbes(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             tokens_IKW = tokens.float()
             if self.token_norm is None:
-                normed = F.layer_norm(tokens_IKW, tokens_IKW.shape[-1:], eps=_LAYER_NORM_EPS)
-                moments = None
+                normed_IKW = F.layer_norm(tokens_IKW, tokens_IKW.shape[-1:], eps=_LAYER_NORM_EPS)
             else:
-                normed = tokens_IKW
-                moments = self.token_norm(tokens_IKW.flatten(0, 1))
-            pooled_IGHW = self._attention(tokens_IKW, normed, moments) @ normed
-            pooled_IGHW = pooled_IGHW.unflatten(1, (self.count, self.num_heads))
-            return self._head(self._values(pooled_IGHW, moments))
+                normed_IKW = self.token_norm(tokens_IKW.flatten(0, 1)).view_as(tokens_IKW)
+            pooled_IPW = self._attention(tokens_IKW, normed_IKW) @ normed_IKW
+            return self._head(self._values(pooled_IPW.unflatten(1, (self.count, self.num_heads))))
 
-    def _attention(self, tokens: Tensor, normed: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Weights [I, G * H, K] of the tokens, each row adds up to 1."""
+    def _attention(self, tokens_IKW: Tensor, normed_IKW: Tensor) -> Tensor:
+        """Weights [I, P, K] of the tokens, a row for each of the P = G * H queries; each row adds up to 1."""
         key_GHDW = self._weight("key").unflatten(1, (self.num_heads, -1))
-        folding_GW = self._weight("key_norm") if moments is None else moments[1].expand(self.count, -1)
+        if "key_norm" in self.weights:
+            key_GHDW = key_GHDW * self._weight("key_norm")[:, None, None]
         if self.learned:
             query_GHD = self._weight("query").unflatten(1, (self.num_heads, -1)) * self._scale
-            folded_GHW = torch.einsum("ghd,ghdw->ghw", query_GHD, key_GHDW) * folding_GW[:, None]
-            return (normed @ folded_GHW.flatten(0, 1).T).transpose(1, 2).softmax(-1)
-        query_GIHD = self._mean_query(tokens, moments).unflatten(2, (self.num_heads, -1)) * self._scale
-        folded_IGHW = torch.einsum("gihd,ghdw->ighw", query_GIHD, key_GHDW) * folding_GW[:, None]
-        return (folded_IGHW.flatten(1, 2) @ normed.transpose(1, 2)).softmax(-1)
+            folded_PW = torch.einsum("ghd,ghdw->ghw", query_GHD, key_GHDW).flatten(0, 1)
+            return (normed_IKW @ folded_PW.T).softmax(1).transpose(1, 2)
+        query_GIHD = self._mean_query(tokens_IKW, normed_IKW).unflatten(2, (self.num_heads, -1)) * self._scale
+        folded_IPW = torch.einsum("gihd,ghdw->ighw", query_GIHD, key_GHDW).flatten(1, 2)
+        return (folded_IPW @ normed_IKW.transpose(1, 2)).softmax(-1)
 
     @property
     def _scale(self) -> float:
         return (self._weight("key").shape[1] // self.num_heads) ** -0.5
 
-    def _mean_query(self, tokens: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _mean_query(self, tokens_IKW: Tensor, normed_IKW: Tensor) -> Tensor:
         """The mean of an image's tokens, normalised and projected: [G, I, W]."""
-        mean_IW = tokens.mean(1)
-        if moments is not None:
-            query_GIW = ((mean_IW - moments[0]) * moments[1]).expand(self.count, -1, -1)
+        if self.token_norm is not None:
+            query_GIW = normed_IKW.mean(1).expand(self.count, -1, -1)
         else:
-            mean_IW = F.layer_norm(mean_IW, mean_IW.shape[-1:], eps=_LAYER_NORM_EPS)
+            mean_IW = F.layer_norm(tokens_IKW.mean(1), tokens_IKW.shape[-1:], eps=_LAYER_NORM_EPS)
             query_GIW = self._affine("query_norm", mean_IW.expand(self.count, -1, -1))
         return self._linear("query", query_GIW)
 
-    def _values(self, pooled_IGHW: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _values(self, pooled_IGHW: Tensor) -> Tensor:
         """Values of the pooled tokens, heads side by side: [G, I, W]."""
         value_GHDW = self._weight("value").unflatten(1, (self.num_heads, -1))
-        if moments is None:
-            scale_GW, shift_GW = self._weight("value_norm"), self._stacked("value_norm", "bias")
-        else:
-            scale_GW = moments[1].expand(self.count, -1)
-            shift_GW = -(moments[0] * moments[1]).expand(self.count, -1)
-        assert shift_GW is not None
-        folded_GHDW = value_GHDW * scale_GW[:, None, None]
-        pooled_GHIW = pooled_IGHW.permute(1, 2, 0, 3)
-        values_GHID = pooled_GHIW @ folded_GHDW.transpose(2, 3)
-        added_GW = torch.einsum("ghdw,gw->ghd", value_GHDW, shift_GW).flatten(1)
-        bias_GW = self._stacked("value", "bias")
-        added_GW = added_GW if bias_GW is None else added_GW + bias_GW
-        return values_GHID.transpose(1, 2).flatten(2) + added_GW[:, None]
+        added_GW = self._stacked("value", "bias")
+        shift_GW = self._stacked("value_norm", "bias")
+        if shift_GW is not None:
+            shifted_GW = torch.einsum("ghdw,gw->ghd", value_GHDW, shift_GW).flatten(1)
+            added_GW = shifted_GW if added_GW is None else added_GW + shifted_GW
+            value_GHDW = value_GHDW * self._weight("value_norm")[:, None, None]
+        values_GHID = pooled_IGHW.permute(1, 2, 0, 3) @ value_GHDW.transpose(2, 3)
+        values_GIW = values_GHID.transpose(1, 2).flatten(2)
+        return values_GIW if added_GW is None else values_GIW + added_GW[:, None]
 
     def _head(self, values_GIW: Tensor) -> Tensor:
         """Logits [G, I, C] of what was pooled."""
         read_GIE = self._linear("proj", values_GIW) if "proj" in self.weights else values_GIW
         if self.head_norm is not None:
-            mean_GE, inverse_GE = self.head_norm(read_GIE.transpose(0, 1))
-            read_GIE = self._affine("head_norm", (read_GIE - mean_GE[:, None]) * inverse_GE[:, None])
+            normed_GIE = self.head_norm(read_GIE.transpose(0, 1)).transpose(0, 1)
+            read_GIE = self._affine("head_norm", normed_GIE)
         return self._linear("head", read_GIE)
 
     def _linear(self, name: str, inputs: Tensor) -> Tensor:

@@ -32,16 +32,16 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and inverse deviation [*shape] to normalise by, of rows [N, *shape]; N may be 0 on a rank."""
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [N, *shape] of float32, normalised; N may be 0 on a rank."""
         if not self.training:
-            return self.running_mean, (self.running_var + self.eps).rsqrt()
-        mean, variance, count = _moments(rows.float())
+            return (rows - self.running_mean) * (self.running_var + self.eps).rsqrt()
+        mean, variance, count = _moments(rows)
         with torch.no_grad():
             step = self.momentum * (count > 0)
             self.running_mean.lerp_(mean.detach(), step)
             self.running_var.lerp_(variance.detach() * count / (count - 1).clamp(min=1), step)
-        return mean, (variance + self.eps).rsqrt()
+        return (rows - mean) * (variance + self.eps).rsqrt()
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
