@@ -40,8 +40,8 @@ _DIGEST = 8
 #: Settings that a finished run need not share with what is asked for: they change no number, or, as the
 #: encoder's place, stand for what the digest in the run's name says.
 _ANY = (
-    r"run_name|save_\w+|autoresume|progress_bar|log_to_console|loggers\..*|evaluation\..*|.*\.num_workers|"
-    r"model\.encoder\.folder"
+    r"run_name|save_\w+|autoresume|progress_bar|log_to_console|dist_timeout|loggers\..*|evaluation\..*|"
+    r"data\.\w+\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)|model\.encoder\.folder"
 )
 
 

@@ -140,6 +140,20 @@ def test_a_run_with_other_settings_is_not_taken_for_it(job: Job) -> None:
     assert not is_finished(job)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.train.num_workers=3",
+        "data.eval.download_retry=3",
+        "data.train.cache_limit=1gb",
+        "dist_timeout=9",
+    ],
+)
+def test_what_changes_no_number_may_differ(job: Job, setting: str) -> None:
+    finish(job)
+    assert is_finished(Job(job.suite, job.task, job.entrant, settings=(setting,)))
+
+
 def test_an_encoder_that_was_moved_is_the_same_one(job: Job) -> None:
     exported = [replace(job.entrant, spec={"name": "exported", "folder": place}) for place in "ab"]
     before, now = (Job(job.suite, job.task, entrant) for entrant in exported)
