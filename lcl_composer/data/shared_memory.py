@@ -24,6 +24,7 @@ from streaming.base.shared import SharedMemory
 from streaming.base.shared.prefix import _check_and_find_retrying, _get_path, _pack_locals
 from streaming.base.world import World
 
+from lcl_composer.errors import DataError
 from lcl_composer.nodes import on_first_of_node
 
 log = logging.getLogger(__name__)
@@ -101,14 +102,21 @@ def take_number(
         The number, and the segment that marks it as taken.
 
     Raises:
-        ValueError: If another job fetches into one of the folders.
+        DataError: If another data set of this machine fetches into one of the folders.
     """
     taken: list[SharedMemory] = []
 
     def take() -> int:
         folders, remotes = list(streams_local), list(streams_remote)
         with first_come():
-            number = max(_check_and_find_retrying(folders, remotes, name, retry) for name in SHM_TO_CLEAN)
+            try:
+                number = max(_check_and_find_retrying(folders, remotes, n, retry) for n in SHM_TO_CLEAN)
+            except ValueError as error:
+                caches = ", ".join(f for f, remote in zip(folders, remotes, strict=True) if remote)
+                raise DataError(
+                    f"another data set on this machine fetches into {caches}: give one of them another "
+                    "`local`, or end the other job"
+                ) from error
             data = _pack_locals(folders, number)
             taken.append(SharedMemory(_get_path(number, LOCALS), True, len(data)))
             taken[0].buf[: len(data)] = data

@@ -16,6 +16,7 @@ from streaming.base.shared.prefix import get_shm_prefix
 from streaming.base.world import World
 
 from lcl_composer.data.shared_memory import clean_shared_memory, first_come
+from lcl_composer.errors import DataError
 from tests.algorithms.training import as_launched
 from tests.data.conftest import MakeDataset
 from tests.data.loaders import loader_of
@@ -158,3 +159,13 @@ def test_a_job_that_starts_beside_another_has_numbers_of_its_own(make_dataset: M
         numbers = job.result()
     segment.cleanup()
     assert numbers[0] == numbers[1] != others
+
+
+def test_a_cache_that_another_data_set_fills_is_refused(make_dataset: MakeDataset, tmp_path: Path):
+    places = {"local": str(tmp_path / "cache"), "remote": str(make_dataset(12))}
+    first = loader_of(**places)
+    with pytest.raises(
+        DataError, match=r"another data set .* fetches into .*/cache: give one of them another"
+    ):
+        loader_of(**places)
+    del first
