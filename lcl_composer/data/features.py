@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lcl_composer.data.folders import whole_file
 from lcl_composer.errors import DataError, one_line
 
 _DESCRIPTION = "cache.json"
@@ -88,10 +88,8 @@ class FeatureFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._save(self.folder / _DESCRIPTION, json.dumps(self.description, indent=2).encode())
         for path, array in ((self._path(part), rows), (self._path(part, ".keys"), _as_keys(keys))):
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            with partial.open("wb") as file:
+            with whole_file(path) as partial, partial.open("wb") as file:
                 np.save(file, array, allow_pickle=False)
-            partial.replace(path)
 
     def open(self) -> FeatureRows:
         """All rows.
@@ -118,9 +116,8 @@ class FeatureFolder:
 
     def _save(self, path: Path, data: bytes) -> None:
         if not path.exists():
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_bytes(data)
-            partial.replace(path)
+            with whole_file(path) as partial:
+                partial.write_bytes(data)
 
 
 class FeatureRows:

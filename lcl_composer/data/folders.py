@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextmanager
@@ -27,3 +28,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a place beside ``target`` for a file that takes its place when the block ends without an error.
+
+    Its name is nobody else's: processes of two containers that share a disk may have one number.
+    """
+    partial = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lcl_composer.data.document import Document, Text
+from lcl_composer.data.folders import whole_file
 from lcl_composer.data.interleave import TokenLayout
 from lcl_composer.data.shards import open_shards, read_texts
 from lcl_composer.data.sources import CLASSES_FILE
@@ -111,9 +111,8 @@ def write_classes(folder: Path, counts: Mapping[str, int]) -> None:
         OSError: If the folder cannot be written to.
     """
     kept = {"index": _index_digest(folder), "classes": dict(sorted(counts.items()))}
-    partial = folder / f".{CLASSES_FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
-    partial.replace(folder / CLASSES_FILE)
+    with whole_file(folder / CLASSES_FILE) as partial:
+        partial.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _index_digest(folder: Path) -> str:

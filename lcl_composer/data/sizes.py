@@ -7,7 +7,6 @@ it trains as before.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcl_composer.data.document import Document, Text
+from lcl_composer.data.folders import whole_file
 from lcl_composer.links import refuse_links
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,8 @@ def join_sizes(folder: Path, parts: list[Path]) -> None:
 
 def _save(folder: Path, sizes: NDArray[np.uint32]) -> None:
     """Write the whole file at once, so that a name stands for all of it, and through no link."""
-    partial = folder / f".{SIZES_FILE}.{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    with open(partial, "xb") as file:
+    with whole_file(folder / SIZES_FILE) as partial, open(partial, "xb") as file:
         np.save(file, sizes, allow_pickle=False)
-    partial.replace(folder / SIZES_FILE)
 
 
 def read_sizes(folder: Path, documents: int) -> NDArray[np.uint32] | None:

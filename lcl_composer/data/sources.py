@@ -27,6 +27,7 @@ from streaming.base.hashing import get_hash
 from streaming.base.util import wait_for_file_to_exist
 from streaming.base.world import World
 
+from lcl_composer.data.folders import whole_file
 from lcl_composer.data.packed import refuse_link, unpack, write_new
 from lcl_composer.data.shard_index import read_index
 from lcl_composer.data.sizes import SIZES_FILE, read_sizes
@@ -113,17 +114,20 @@ class DocumentSource(Stream):
         """
         for name in (_INDEX, CLASSES_FILE) if self.can_fetch else ():
             if not (self.folder / name).is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                partial = f"{name}.{os.getpid()}.tmp"
-                os.replace(self._download_file(name, partial), self.folder / name)
+                self._fetch_whole(name)
         return self.folder
+
+    def _fetch_whole(self, name: str) -> None:
+        """Fetch a file that lies beside the shards; others see it when all of it is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.folder / name) as partial:
+            self._download_file(name, partial.name)
 
     def sizes(self, documents: int) -> NDArray[np.uint32] | None:
         """The sizes [N, 2] of so many documents, fetched where they lie elsewhere; None: there are none."""
         if self.can_fetch and not (self.folder / SIZES_FILE).is_file():
             try:
-                partial = self._download_file(SIZES_FILE, f"{SIZES_FILE}.{os.getpid()}.tmp")
-                os.replace(partial, self.folder / SIZES_FILE)
+                self._fetch_whole(SIZES_FILE)
             except DataError:
                 return None
         return read_sizes(self.folder, documents)
@@ -146,7 +150,7 @@ class DocumentSource(Stream):
                 f"'lcl convert', set {key}.local to where it lies, or set {key}.remote"
             )
         if not index.is_file() and world.is_local_leader:
-            os.replace(self._download_file(_INDEX, f"{_INDEX}.tmp"), index)
+            self._fetch_whole(_INDEX)
         elif not index.is_file():
             try:
                 # The leader may use up the whole time; it says better what is wrong.

@@ -15,7 +15,7 @@ from lcl_composer.convert.engine import convert
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Source
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.shared_memory import first_come
+from lcl_composer.data.shared_memory import mend_numbers
 
 #: Made-up records in the published layouts, beside a developer's checkout only.
 FORMATS = Path(__file__).resolve().parents[4] / "shared" / "formats"
@@ -42,8 +42,8 @@ def bomb(side: int = 30_000) -> bytes:
 
 
 def read_all(folder: Path) -> dict[str, Document]:
-    with first_come():
-        dataset = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
+    mend_numbers()
+    dataset = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
     documents = [Document.from_record(dataset[i]) for i in range(len(dataset))]
     return {document.id: document for document in documents}
 

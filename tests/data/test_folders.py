@@ -1,10 +1,10 @@
-"""Folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import pytest
 
-from lcl_composer.data.folders import whole_folder
+from lcl_composer.data.folders import whole_file, whole_folder
 
 
 def test_the_folder_appears_at_the_end_only(tmp_path):
@@ -36,3 +36,31 @@ def test_an_error_leaves_the_old_folder_and_the_next_run_starts_afresh(tmp_path)
         assert not list(partial.iterdir())
         (partial / "new").write_text("x")
     assert [p.name for p in target.iterdir()] == ["new"]
+
+
+def test_two_processes_of_one_number_write_one_file(tmp_path):
+    """As in two containers that share a disk; the last one stands."""
+    target = tmp_path / "file"
+    with whole_file(target) as first:
+        first.write_text("first")
+        with whole_file(target) as second:
+            second.write_text("second")
+            assert not target.exists()
+        assert target.read_text() == "second"
+    assert target.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def fail() -> None:
+        with whole_file(target) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as PILImage
 
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.shared_memory import first_come
+from lcl_composer.data.shared_memory import mend_numbers
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.synthetic.scenes import (
     BACKGROUNDS,
@@ -168,8 +168,8 @@ def test_settings_out_of_range_are_refused(settings):
 def read_back(folder: Path) -> list[Document]:
     from streaming import StreamingDataset
 
-    with first_come():
-        dataset = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
+    mend_numbers()
+    dataset = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
     return [Document.from_record(dataset[i]) for i in range(len(dataset))]
 
 
