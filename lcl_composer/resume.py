@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lcl_composer.checkpoint import Begun
 from lcl_composer.config.diagnose import COMPONENTS, TABLES
-from lcl_composer.config.schema import RunConfig
+from lcl_composer.config.schema import with_all_keys
 from lcl_composer.data.pretrained_tokenizer import TransformersTokenizer
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import ConfigError, DataError
@@ -172,10 +170,7 @@ def table(name: str, batch: int, found: list[Change]) -> str:
 
 def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved config in which every section has all its keys, and every component all its parameters."""
-    try:
-        filled = RunConfig.model_validate(settings).model_dump(mode="json")
-    except ValidationError:  # of another version, with keys that are gone
-        filled = json.loads(json.dumps(settings))
+    filled = with_all_keys(settings)
     for (*above, last), registry in COMPONENTS.items():
         parent = _at(filled, above)
         if isinstance(parent, dict) and isinstance(spec := parent.get(last), dict) and "name" in spec:

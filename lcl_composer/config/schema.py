@@ -7,7 +7,9 @@ against the constructor by the registries.
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -336,3 +339,11 @@ class RunConfig(Section):
         if "{" in folder or "}" in folder:
             raise ValueError(f"takes {{run_name}} and no other braces, got {value!r}")
         return folder
+
+
+def with_all_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings with those at their defaults that its version did not have; another's as they are."""
+    try:
+        return RunConfig.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return copy.deepcopy(dict(settings))

@@ -97,7 +97,7 @@ def results(variants: Sequence[Variant], differing: Iterable[Line]) -> list[Row]
         variants: The columns.
         differing: Settings that differ; a loss is not marked if they change what it measures.
     """
-    changed = [line.label for line in differing]
+    changed = list(differing)
     quantities = [
         *_training(variants),
         *_held_out(variants),
@@ -244,17 +244,24 @@ def direction(key: str) -> int:
     return -1 if re.search(r"loss|perplexity|error|entropy", key, re.IGNORECASE) else 0
 
 
-def _row(quantity: Quantity, variants: Sequence[Variant], changed: Sequence[str]) -> Row:
+def _row(quantity: Quantity, variants: Sequence[Variant], changed: Sequence[Line]) -> Row:
     cells = [_cell(quantity, variant) for variant in variants]
-    reasons = [key for key in changed if key.startswith(quantity.settings)] if quantity.settings else []
+    there = [column for column, cell in enumerate(cells) if cell.values]
+    reasons = [
+        line.label
+        for line in changed
+        if line.label.startswith(quantity.settings) and len({line.cells[column] for column in there}) > 1
+    ]
     better = 0 if reasons else quantity.better
-    note = (
-        f"not comparable: {', '.join(reasons)} differ{'s' * (len(reasons) == 1)}"
-        if reasons
-        else quantity.note
-    )
+    note = f"not comparable: {_listed(reasons)}" if reasons else quantity.note
     shown = tuple(marked(cells, better)) if better else tuple(cells)
     return Row(quantity.label, quantity.group, better, quantity.unit, note, shown)
+
+
+def _listed(reasons: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 more differ``."""
+    more = f" and {len(reasons) - most} more" * (len(reasons) > most)
+    return f"{', '.join(reasons[:most])}{more} differ{'s' * (len(reasons) == 1)}"
 
 
 def _cell(quantity: Quantity, variant: Variant) -> Cell:

@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lcl_composer.config.schema import with_all_keys
 from lcl_composer.dotted import leaves
 from lcl_composer.report.run import Run
 
 #: Stands for a setting that a run does not have.
 ABSENT = "–"
 
-#: Settings that say where files go and what is shown, never what is computed.
-_HOUSEKEEPING = {"run_name", "save_folder", "progress_bar", "log_to_console", "autoresume"}
+#: Settings that say where files go, what is shown and how long is waited, never what is computed.
+_HOUSEKEEPING = re.compile(
+    r"run_name|save_folder|progress_bar|log_to_console|autoresume|dist_timeout|data\.\w+\.download_\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,14 @@ class Line:
 def settings_of(run: Run) -> dict[str, str]:
     """Dotted keys and values as text; the run's own folder is written ``runs/NAME`` so that it compares."""
     pattern = re.compile(rf"\bruns/{re.escape(str(run.config.get('run_name', run.name)))}(?![\w.-])")
-    return {key: pattern.sub("runs/NAME", as_text(value)) for key, value in leaves(run.config)}
+    return {key: pattern.sub("runs/NAME", as_text(value)) for key, value in leaves(with_all_keys(run.config))}
 
 
 def group(runs: Iterable[Run]) -> list[Variant]:
     """Put runs together that differ only in seeds, in order of the first; one without config stands alone."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        settings = {k: v for k, v in settings_of(run).items() if not is_seed(k) and k not in _HOUSEKEEPING}
+        settings = {k: v for k, v in settings_of(run).items() if _is_shown(k)}
         groups.setdefault(tuple(sorted(settings.items())) or run.name, []).append(run)
     names = [_common_name([run.name for run in members]) for members in groups.values()]
     return [
@@ -99,8 +102,11 @@ def as_text(value: Any) -> str:
 def _lines(variants: list[Variant]) -> list[Line]:
     columns = [variant.settings for variant in variants]
     keys = dict.fromkeys(key for column in columns for key in column)
-    shown = [key for key in keys if key not in _HOUSEKEEPING and not is_seed(key)]
-    return [Line(key, tuple(column.get(key, ABSENT) for column in columns)) for key in shown]
+    return [Line(key, tuple(c.get(key, ABSENT) for c in columns)) for key in keys if _is_shown(key)]
+
+
+def _is_shown(key: str) -> bool:
+    return not is_seed(key) and not _HOUSEKEEPING.fullmatch(key)
 
 
 def _common_name(names: list[str]) -> str:

@@ -18,7 +18,8 @@ from lcl_composer.report.metrics_file import format_line
 from lcl_composer.report.report_page import render
 from lcl_composer.report.results import results
 from lcl_composer.report.run import read_runs
-from lcl_composer.report.variants import group
+from lcl_composer.report.variants import differing, group
+from tests import runs
 from tests.report.run_folders import write_run
 
 
@@ -63,6 +64,21 @@ def test_only_the_settings_that_differ_are_a_table_and_the_others_are_listed(tmp
     assert alike["optimizer.betas"] == "[0.9, 0.98]"
     assert "run_name" not in alike
     assert "save_folder" not in alike
+
+
+def test_seeds_of_two_versions_are_one_variant(tmp_path: Path) -> None:
+    """The older one had no key for TF32, and waited less for a download."""
+    whole = runs.settings(tmp_path) | {"run_name": "r", "seed": 17}
+    whole["data"] = {**whole["data"], "train": {**whole["data"]["train"], "download_retry": 2}}
+    newer = whole | {"seed": 18, "tf32": False}
+    newer["data"] = {**whole["data"], "train": {**whole["data"]["train"], "download_retry": 12}}
+    folders = [write_run(tmp_path, name) for name in ("r-s17", "r-s18", "r-s19")]
+    for folder, settings in zip(folders, (whole, newer, newer | {"tf32": True}), strict=True):
+        (folder / "config.yaml").write_text(json.dumps(settings))
+    assert [[run.name for run in variant.runs] for variant in group(read_runs(folders))] == [
+        ["r-s17", "r-s18"],
+        ["r-s19"],
+    ]
 
 
 def test_the_best_is_the_lowest_loss_and_the_highest_recall(tmp_path: Path) -> None:
@@ -118,6 +134,24 @@ def test_sums_of_other_weights_are_not_compared(tmp_path: Path) -> None:
     assert best(rows[total]) == set()
     assert "not comparable: method.contrastive_weight" in rows[total]["w0.1"].parent.text()
     assert best(rows[GENERATION]) == {"w0.1"}
+
+
+def notes(*folders: Path) -> dict[str, str]:
+    variants = group(read_runs(folders))
+    return {row.label: row.note for row in results(variants, differing(variants))}
+
+
+def test_why_nothing_is_marked_is_said_in_short_and_only_of_those_with_numbers(tmp_path: Path) -> None:
+    one = write_run(tmp_path, "one")
+    method = {"name": "lcl", "contrastive_weight": 0.1, "generation_weight": 1.0, "a": 1, "b": 2}
+    two = write_run(tmp_path, "two", method=method)
+    assert notes(one, two)["Total"] == "not comparable: method.a, method.b differ"
+    three = write_run(tmp_path, "three", method=method | {"c": 3, "d": 4})
+    with (three / "metrics.jsonl").open("a") as file:
+        file.write(format_line(20, {"loss/train/matching": 1.0}))
+    found = notes(one, three)
+    assert found["Total"] == "not comparable: method.a, method.b, method.c and 1 more differ"
+    assert found["Matching"] == ""
 
 
 def test_contrastive_losses_over_other_batch_sizes_are_not_compared(tmp_path: Path) -> None:
