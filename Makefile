@@ -51,9 +51,11 @@ real: $(REAL)/tokenizer.json $(REAL)/classes ## train on real pages and pairs, t
 # Every run goes on where it was if it is called again, and one that is finished says so.
 SEEDS := 17 18 19
 TABLE1 := $(foreach seed,$(SEEDS),$(patsubst yamls/table1/%.yaml,runs/%-s$(seed),$(wildcard yamls/table1/*.yaml)))
-table1: $(TABLE1) ## pre-train by each method on generated and on real data, three seeds; -j2 for two runs at once (hours)
+table1: $(TABLE1) $(REAL)/transfer/.made ## pre-train by each method on generated and on real data, three seeds; -j2 for two runs at once (hours)
 	@$(RUN) lcl report $(filter runs/shapes_%,$(TABLE1)) --out runs/table1_shapes.html
 	@$(RUN) lcl report $(filter runs/real_%,$(TABLE1)) --out runs/table1_real.html
+	@$(RUN) OMP_NUM_THREADS=1 lcl evaluate --suite yamls/transfer/real/classify_emoji.yaml \
+		$(foreach run,$(filter runs/real_%,$(TABLE1)),$(firstword $(subst -s, ,$(run:runs/real_%=%)))=$(run)/encoder)
 	@$(RUN) python scripts/table1.py runs docs/table1.json
 
 # Encoders of one label are seeds of one recipe, and are averaged.

@@ -166,10 +166,13 @@ def evaluate(
         ),
     ],
     suite: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Train each YAML of this folder on each encoder.")
+        Path | None,
+        typer.Option(
+            metavar="DIR|YAML", help="Train each YAML of this folder, or this one, on each encoder."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For results; if absent, runs/transfer/SUITE.")
+        Path | None, typer.Option(metavar="DIR", help="For results; if absent, runs/transfer/SUITE[-TASK].")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Once or more; if absent, the YAML's.")] = None,
     setting: Annotated[

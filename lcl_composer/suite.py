@@ -201,26 +201,26 @@ def _of_settings(label: str, text: str) -> Entrant:
 
 
 def plan(
-    entrants: Sequence[Entrant], folder: Path, seeds: Sequence[int] = (), settings: Sequence[str] = ()
+    entrants: Sequence[Entrant], suite: Path, seeds: Sequence[int] = (), settings: Sequence[str] = ()
 ) -> list[Job]:
     """A job for each task, encoder and seed, task by task.
 
     Args:
         entrants: The encoders.
-        folder: Its YAMLs are the tasks.
+        suite: A folder, whose YAMLs are the tasks, or one YAML of such a folder.
         seeds: Seeds to train each task with; none: each YAML's own.
         settings: ``a.b=c`` for all tasks.
 
     Raises:
-        ConfigError: If the folder is missing or holds no YAML.
+        ConfigError: If it is missing, or holds no YAML.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"--suite {folder}: no such folder; give one such as yamls/transfer/tiny")
-    tasks = sorted(folder.glob("*.yaml"))
+    if not suite.exists():
+        raise ConfigError(f"--suite {suite}: no such folder or YAML; give one such as yamls/transfer/tiny")
+    tasks = sorted(suite.glob("*.yaml")) if suite.is_dir() else [suite]
     if not tasks:
-        raise ConfigError(f"--suite {folder}: holds no YAML; give one such as yamls/transfer/tiny")
+        raise ConfigError(f"--suite {suite}: holds no YAML; give one such as yamls/transfer/tiny")
     chosen: Sequence[int | None] = seeds or [None]
-    name = re.sub(r"[^\w.-]", "_", folder.resolve().name)
+    name = re.sub(r"[^\w.-]", "_", tasks[0].resolve().parent.name)
     return [Job(name, task, e, seed, tuple(settings)) for task in tasks for e in entrants for seed in chosen]
 
 

@@ -37,6 +37,7 @@ PAPER = {
 COLUMNS = (
     ("real", "probe", "real: probe"),
     ("real", "knn", "k-NN"),
+    ("real", "attention", "another artist's"),
     ("real", "text_to_image", "R@1"),
     ("shapes", "probe", "generated: probe"),
     ("shapes", "knn", "k-NN"),
@@ -46,8 +47,15 @@ COLUMNS = (
 Numbers = dict[str, dict[str, Any]]
 
 
+#: The transfer task whose attention probe is a column.
+_ATTENTION = "real-classify_emoji"
+
+
 def read_numbers(run: Path) -> dict[str, Any] | None:
-    """Return a run's numbers, shares from 0 to 1; None if it is not finished."""
+    """Return a run's numbers, shares from 0 to 1, with those of the attention probe on it, where it has run.
+
+    None if it is not finished.
+    """
     if not (run / "finished.json").is_file():
         return None
     summary = json.loads((run / "summary.json").read_text())
@@ -59,10 +67,18 @@ def read_numbers(run: Path) -> dict[str, Any] | None:
         "probe": probe["trained"],
         "probe_chance": probe["chance"],
         "knn": next(row["knn/accuracy"] for row in reversed(rows) if "knn/accuracy" in row),
+        "attention": _attention(run),
         "text_to_image": retrieval.get("text_to_image/recall@1"),
         "image_to_text": retrieval.get("image_to_text/recall@1"),
         "candidates": retrieval.get("candidates"),
     }
+
+
+def _attention(run: Path) -> float | None:
+    """Top-1 of the newest attention probe on a run's encoder, below the same folder; None without one."""
+    found = run.parent.glob(f"{_ATTENTION}-{run.name}-*/summary.json")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return json.loads(newest.read_text())["classification"]["top1"] if newest else None
 
 
 def add_runs(numbers: Numbers, runs: Path) -> Numbers:
@@ -87,7 +103,7 @@ def table(numbers: Numbers) -> str:
 
 
 def _cell(numbers: Numbers, row: str, key: str) -> str:
-    found = [run[key] for name, run in numbers.items() if name.rpartition("-s")[0] == row]
+    found = [run.get(key) for name, run in numbers.items() if name.rpartition("-s")[0] == row]
     values = [100 * value for value in found if value is not None]
     if not values:
         return ""

@@ -24,12 +24,12 @@ def evaluate_suite(
     settings: Sequence[str],
     ranks: int,
 ) -> None:
-    """Train every task of a folder on every encoder, then write ``results.json`` and ``index.html``.
+    """Train every task of a suite on every encoder, then write ``results.json`` and ``index.html``.
 
     Args:
         encoders: As :func:`lcl_composer.suite.read_entrants` takes them.
-        suite: Folder of YAMLs.
-        out: Folder of the results; None: ``runs/transfer/SUITE``.
+        suite: Folder of YAMLs, or one of them.
+        out: Folder of the results; None: ``runs/transfer/SUITE``, of one YAML ``runs/transfer/SUITE-TASK``.
         seeds: Seeds of each task; none: the YAML's.
         settings: ``a.b=c`` for all tasks.
         ranks: Processes of each training.
@@ -43,7 +43,8 @@ def evaluate_suite(
 
     entrants = read_entrants(encoders)
     jobs = plan(entrants, suite, seeds, settings)
-    out = out or Path("runs/transfer") / jobs[0].suite
+    task = "" if suite.is_dir() else f"-{suite.stem}"
+    out = out or Path("runs/transfer") / f"{jobs[0].suite}{task}"
     run_jobs(jobs, ranks)
     write_results(entrants, jobs, out)
     failed = [job for job in jobs if job.failure]
