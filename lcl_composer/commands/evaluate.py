@@ -104,8 +104,9 @@ def _print(entries: Sequence[Entry], results: dict[str, Any]) -> None:
         rows = rows_of(entries, labels, task)
         for row in rows:
             cells = [Text(cell.text, style="bold" if cell.mark == "best" else "") for cell in row.cells]
-            unit = f" ({row.unit})" if row.unit else ""
-            table.add_row(Text(f"{row.group}: {row.label}{unit}"), *cells, end_section=row is rows[-1])
+            about = ", ".join(filter(None, (row.unit, row.note)))
+            name = f"{row.group}: {row.label}" + (f" ({about})" if about else "")
+            table.add_row(Text(name), *cells, end_section=row is rows[-1])
     Console().print(table)
 
 

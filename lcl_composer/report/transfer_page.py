@@ -87,7 +87,8 @@ def _row(entries: Sequence[Entry], labels: Sequence[str], task: str, name: str) 
     beside = [f"{evaluation}/{chance}" for chance in chance_names(key)]
     named = [{e.numbers[c] for e in entries if name in e.numbers and c in e.numbers} for c in beside]
     chances = next(filter(None, named), set())
-    note = f"chance {max(chances) * scale:.3g}" if len(chances) == 1 else ""
+    ends = sorted({min(chances), max(chances)}) if chances else []
+    note = f"chance {' to '.join(f'{scale * end:.3g}' for end in ends)}" if ends else ""
     group = task if evaluation == task else f"{task}: {evaluation}"
     label = key.replace("_", " ").replace("/", ", ")
     better = direction(name)
@@ -176,9 +177,11 @@ def _captions(entry: Entry) -> list[dict[str, Any]]:
 
 
 def _described(entries: Sequence[Entry], labels: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What is read off each encoder, as its first run says."""
+    """What is read off each encoder, as the first run of each of its weights says."""
     for number, label in enumerate(labels):
-        entry = next((entry for entry in entries if entry.encoder == label), None)
-        features = entry.run.summary.get("features") if entry else None
-        if isinstance(features, dict):
-            yield number, features
+        by_weights: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            features = entry.run.summary.get("features")
+            if entry.encoder == label and isinstance(features, dict):
+                by_weights.setdefault(str(features.get("weights")), features)
+        yield from ((number, features) for features in by_weights.values())

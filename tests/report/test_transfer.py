@@ -109,6 +109,22 @@ def test_chance_stands_beside_the_number_that_it_belongs_to(tmp_path: Path) -> N
     assert len(rows) == 6
 
 
+def test_chances_that_differ_stand_there_with_their_ends(tmp_path: Path) -> None:
+    """CIDEr's with another image's captions is each run's own."""
+    entries = []
+    for name, chance in (("a", 0.2), ("b", 0.31), ("c", 0.25)):
+        folder = write_run(tmp_path, name, evaluation={"captioning": {}})
+        summary = json.loads((folder / "summary.json").read_text())
+        summary |= {"captioning": {"CIDEr": 0.3, "chance/CIDEr": chance}, "features": {"weights": name}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        entries.append(read_entry("lcl", "caption", folder))
+    (row,) = rows_of(entries, ["lcl"], "caption")
+    assert (row.label, row.note) == ("CIDEr", "chance 20 to 31")
+    page = HTMLParser(render(entries, results_of(entries, encoders("lcl"), []), "1"))
+    described = [row.css("td")[-1].text() for row in page.css("#encoders .described tbody tr")]
+    assert described == ["a", "b", "c"]
+
+
 def test_the_page_shows_all_of_it(tmp_path: Path) -> None:
     entries = entries_of(tmp_path)
     written = [{"id": "1", "file": "captions/0.jpg", "text": "a red dog", "references": ["a dog", "one dog"]}]
