@@ -33,10 +33,14 @@ def on_first_rank(function: Callable[[], T]) -> T:
 def on_first_of_node(function: Callable[[], T]) -> T:
     """Call a function on the first rank of each node and return its result on all ranks of that node.
 
-    What it raises on one node is raised on all ranks, so that none waits for one that has given up.
+    What it raises on one node is raised on all ranks, so that none waits for one that has given up. Without
+    a process group this process is alone, whatever a pod's environment says of ranks.
     """
+    import torch.distributed
     from composer.utils import dist
 
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return function()
     outcome: list[Any] = [None, None]
     if dist.get_local_rank() == 0:
         try:

@@ -55,3 +55,10 @@ def asked_on_a_rank(rank: int, ranks: int, ranks_per_node: int) -> list[str]:
 def test_the_first_rank_of_a_node_answers_for_it():
     assert run_ranks(2, asked_on_a_rank, 2) == [["rank 0", "rank 0 cannot"]] * 2
     assert run_ranks(2, asked_on_a_rank, 1) == [["rank 0", "rank 1 cannot"], ["rank 1", "rank 1 cannot"]]
+
+
+def test_a_command_in_the_pod_of_a_rank_is_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert on_first_of_node(lambda: "mine") == "mine"
