@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lcl_composer.suite import Entrant, Job
 
 
+#: Encoders that fit beside each other into a terminal of 80 columns.
+_SIDE_BY_SIDE = 4
+
+
 def evaluate_suite(
     encoders: Sequence[str],
     suite: Path,
@@ -96,17 +100,23 @@ def _print(entries: Sequence[Entry], results: dict[str, Any]) -> None:
     from lcl_composer.report.transfer_page import rows_of
 
     labels = list(dict.fromkeys(encoder["label"] for encoder in results["encoders"]))
+    side_by_side = len(labels) <= _SIDE_BY_SIDE
     table = Table(title="Encoders by tasks", title_justify="left", title_style="bold")
     table.add_column("Task")
-    for label in labels:
-        table.add_column(Text(label), justify="right")
+    for head in labels if side_by_side else ("Encoder", "Result"):
+        table.add_column(Text(head), justify="right")
     for task in dict.fromkeys(entry.task for entry in entries):
         rows = rows_of(entries, labels, task)
         for row in rows:
             cells = [Text(cell.text, style="bold" if cell.mark == "best" else "") for cell in row.cells]
             about = ", ".join(filter(None, (row.unit, row.note)))
-            name = f"{row.group}: {row.label}" + (f" ({about})" if about else "")
-            table.add_row(Text(name), *cells, end_section=row is rows[-1])
+            name = Text(f"{row.group}: {row.label}" + (f" ({about})" if about else ""))
+            if side_by_side:
+                table.add_row(name, *cells, end_section=row is rows[-1])
+                continue
+            for label, cell in zip(labels, cells, strict=True):
+                first, last = label == labels[0], label == labels[-1]
+                table.add_row(name if first else "", Text(label), cell, end_section=last)
     Console().print(table)
 
 

@@ -11,9 +11,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from lcl_composer.cli import app
+from lcl_composer.commands.evaluate import _print
 from lcl_composer.data.shared_memory import clean_shared_memory
+from lcl_composer.report.transfer import read_entry, results_of
 from tests import runs
 from tests.methods.whole_runs import pairs
+from tests.report.test_transfer import encoders, write_classified
 
 ENCODER = (
     "{name: timm, model_name: vit_base_patch32_clip_224, image_size: 16, "
@@ -30,6 +33,19 @@ def test_what_is_asked_for_is_one_thing() -> None:
         result = evaluate(*arguments)
         assert result.exit_code == 2
         assert "give --suite DIR, such as yamls/transfer/tiny, or --probe TRAIN VAL" in result.output
+
+
+def test_many_encoders_stand_below_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ten columns of a terminal are not wide enough for a name."""
+    labels = [f"generation{i}" for i in range(6)]
+    entries = [
+        read_entry(name, "classify", write_classified(tmp_path, name, 15 + i))
+        for i, name in enumerate(labels)
+    ]
+    _print(entries, results_of(entries, encoders(*labels), []))
+    lines = capsys.readouterr().out.splitlines()
+    assert [next(line for line in lines if name in line).split("│")[2].strip() for name in labels] == labels
+    assert sum("Top1 accuracy (%, chance 33.3)" in line for line in lines) == 1
 
 
 @pytest.mark.slow
