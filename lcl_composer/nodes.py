@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lcl_composer.errors import LCLError
@@ -18,40 +18,40 @@ def on_first_rank(function: Callable[[], T]) -> T:
     """
     from composer.utils import dist
 
-    outcome: list[Any] = [None, None]
-    if dist.get_global_rank() == 0:
-        try:
-            outcome[0] = function()
-        except LCLError as error:
-            outcome[1] = error
+    outcome = _outcome(function) if dist.get_global_rank() == 0 else [None, None]
     dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    return _result([outcome], 0)
 
 
 def on_first_of_node(function: Callable[[], T]) -> T:
     """Call a function on the first rank of each node and return its result on all ranks of that node.
 
-    What it raises on one node is raised on all ranks, so that none waits for one that has given up. Without
-    a process group this process is alone, whatever a pod's environment says of ranks.
+    An LCLError on one node is raised on all ranks. Without a process group this process is alone, whatever a
+    pod's environment says of ranks.
     """
     import torch.distributed
     from composer.utils import dist
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return function()
-    outcome: list[Any] = [None, None]
-    if dist.get_local_rank() == 0:
-        try:
-            outcome[0] = function()
-        except Exception as error:
-            outcome[1] = error
-    outcomes = dist.all_gather_object(outcome)
+    outcome = _outcome(function) if dist.get_local_rank() == 0 else [None, None]
+    return _result(dist.all_gather_object(outcome), dist.get_global_rank() - dist.get_local_rank())
+
+
+def _outcome(function: Callable[[], Any]) -> list[Any]:
+    """What it returns and what it raises, one of them None."""
+    try:
+        return [function(), None]
+    except LCLError as error:
+        return [None, error]
+
+
+def _result(outcomes: Sequence[Sequence[Any]], place: int) -> Any:
+    """What stands at a place, or the first error of all."""
     for _, error in outcomes:
         if error is not None:
             raise error
-    return outcomes[dist.get_global_rank() - dist.get_local_rank()][0]
+    return outcomes[place][0]
 
 
 def most_over_ranks(value: int) -> int:

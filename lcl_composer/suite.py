@@ -220,7 +220,7 @@ def plan(
     if not tasks:
         raise ConfigError(f"--suite {suite}: holds no YAML; give one such as yamls/transfer/tiny")
     chosen: Sequence[int | None] = seeds or [None]
-    name = re.sub(r"[^\w.-]", "_", tasks[0].resolve().parent.name)
+    name = re.sub(r"[^\w.-]", "_", tasks[0].parent.resolve().name)
     return [Job(name, task, e, seed, tuple(settings)) for task in tasks for e in entrants for seed in chosen]
 
 

@@ -44,11 +44,10 @@ COLUMNS = (
     ("shapes", "text_to_image", "R@1"),
 )
 
-Numbers = dict[str, dict[str, Any]]
-
-
 #: The transfer task whose attention probe is a column.
 _ATTENTION = "real-classify_emoji"
+
+Numbers = dict[str, dict[str, Any]]
 
 
 def read_numbers(run: Path) -> dict[str, Any] | None:
@@ -103,7 +102,7 @@ def table(numbers: Numbers) -> str:
 
 
 def _cell(numbers: Numbers, row: str, key: str) -> str:
-    found = [run.get(key) for name, run in numbers.items() if name.rpartition("-s")[0] == row]
+    found = [run[key] for name, run in numbers.items() if name.rpartition("-s")[0] == row]
     values = [100 * value for value in found if value is not None]
     if not values:
         return ""

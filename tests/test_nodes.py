@@ -6,6 +6,7 @@ import pytest
 import torch.distributed
 from composer.utils import dist
 
+from lcl_composer.errors import LCLError
 from lcl_composer.nodes import name_signal_files_by_node, on_first_of_node
 from tests.algorithms.training import as_launched
 from tests.distributed import run_ranks
@@ -42,12 +43,12 @@ def asked_on_a_rank(rank: int, ranks: int, ranks_per_node: int) -> list[str]:
 
     def fail() -> None:
         if rank == ranks - ranks_per_node:
-            raise ValueError(f"rank {rank} cannot")
+            raise LCLError(f"rank {rank} cannot")
 
     answer = on_first_of_node(lambda: f"rank {rank}")
     try:
         on_first_of_node(fail)
-    except ValueError as error:
+    except LCLError as error:
         return [answer, str(error)]
     return [answer]
 

@@ -94,6 +94,9 @@ def test_a_job_is_a_run_of_its_own_with_the_encoders_size(tmp_path: Path) -> Non
     assert plan(entrants, tmp_path / "tiny")[0].run_name.endswith("-s17")
     alone = plan(entrants, tmp_path / "tiny/second.yaml", (3, 4))
     assert [job.run_name for job in alone] == [job.run_name for job in jobs[2:]]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/second.yaml").symlink_to(tmp_path / "tiny/second.yaml")
+    assert {job.suite for job in plan(entrants, tmp_path / "mine")} == {"mine"}
     arguments = command(jobs[0])
     assert arguments[1:5] == ["-m", "lcl_composer", "train", str(jobs[0].task)]
     assert f"run_name={jobs[0].run_name}" in arguments

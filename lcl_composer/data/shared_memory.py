@@ -104,19 +104,12 @@ def take_number(
     Raises:
         DataError: If another data set of this machine fetches into one of the folders.
     """
+    folders, remotes = list(streams_local), list(streams_remote)
     taken: list[SharedMemory] = []
 
     def take() -> int:
-        folders, remotes = list(streams_local), list(streams_remote)
         with first_come():
-            try:
-                number = max(_check_and_find_retrying(folders, remotes, n, retry) for n in SHM_TO_CLEAN)
-            except ValueError as error:
-                caches = ", ".join(f for f, remote in zip(folders, remotes, strict=True) if remote)
-                raise DataError(
-                    f"another data set on this machine fetches into {caches}: give one of them another "
-                    "`local`, or end the other job"
-                ) from error
+            number = _free_number(folders, remotes, retry)
             data = _pack_locals(folders, number)
             taken.append(SharedMemory(_get_path(number, LOCALS), True, len(data)))
             taken[0].buf[: len(data)] = data
@@ -124,6 +117,17 @@ def take_number(
 
     number = on_first_of_node(take)
     return number, taken[0] if taken else SharedMemory(_get_path(number, LOCALS), False)
+
+
+def _free_number(folders: list[str], remotes: list[str | None], retry: int) -> int:
+    try:
+        return max(_check_and_find_retrying(folders, remotes, name, retry) for name in SHM_TO_CLEAN)
+    except ValueError as error:
+        caches = ", ".join(f for f, remote in zip(folders, remotes, strict=True) if remote)
+        raise DataError(
+            f"another data set on this machine fetches into {caches}: give one of them another `local`, or "
+            "end the other job"
+        ) from error
 
 
 @contextmanager
