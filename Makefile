@@ -54,8 +54,9 @@ TABLE1 := $(foreach seed,$(SEEDS),$(patsubst yamls/table1/%.yaml,runs/%-s$(seed)
 table1: $(TABLE1) $(REAL)/transfer/.made ## pre-train by each method on generated and on real data, three seeds; -j2 for two runs at once (hours)
 	@$(RUN) lcl report $(filter runs/shapes_%,$(TABLE1)) --out runs/table1_shapes.html
 	@$(RUN) lcl report $(filter runs/real_%,$(TABLE1)) --out runs/table1_real.html
-	@$(RUN) OMP_NUM_THREADS=1 lcl evaluate --suite yamls/transfer/real/classify_emoji.yaml \
-		$(foreach run,$(filter runs/real_%,$(TABLE1)),$(firstword $(subst -s, ,$(run:runs/real_%=%)))=$(run)/encoder)
+	@for task in classify_emoji caption; do \
+		$(RUN) OMP_NUM_THREADS=1 lcl evaluate --suite yamls/transfer/real/$$task.yaml \
+		$(foreach run,$(filter runs/real_%,$(TABLE1)),$(firstword $(subst -s, ,$(run:runs/real_%=%)))=$(run)/encoder); done
 	@$(RUN) python scripts/table1.py runs docs/table1.json
 
 # Encoders of one label are seeds of one recipe, and are averaged.

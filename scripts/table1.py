@@ -38,20 +38,24 @@ COLUMNS = (
     ("real", "probe", "real: probe"),
     ("real", "knn", "k-NN"),
     ("real", "attention", "another artist's"),
+    ("real", "captions", "captions"),
     ("real", "text_to_image", "R@1"),
     ("shapes", "probe", "generated: probe"),
     ("shapes", "knn", "k-NN"),
     ("shapes", "text_to_image", "R@1"),
 )
 
-#: The transfer task whose attention probe is a column.
-_ATTENTION = "real-classify_emoji"
+#: Columns of frozen transfer: the task, its evaluation, and which of its numbers, less another one.
+_TRANSFER = {
+    "attention": ("real-classify_emoji", "classification", "top1", None),
+    "captions": ("real-caption", "captioning", "CIDEr", "chance/CIDEr"),
+}
 
 Numbers = dict[str, dict[str, Any]]
 
 
 def read_numbers(run: Path) -> dict[str, Any] | None:
-    """Return a run's numbers, shares from 0 to 1, with those of the attention probe on it, where it has run.
+    """Return a run's numbers, shares from 0 to 1, with those of the transfer tasks that have run on its encoder.
 
     None if it is not finished.
     """
@@ -66,18 +70,21 @@ def read_numbers(run: Path) -> dict[str, Any] | None:
         "probe": probe["trained"],
         "probe_chance": probe["chance"],
         "knn": next(row["knn/accuracy"] for row in reversed(rows) if "knn/accuracy" in row),
-        "attention": _attention(run),
+        **{name: _transferred(run, *task) for name, task in _TRANSFER.items()},
         "text_to_image": retrieval.get("text_to_image/recall@1"),
         "image_to_text": retrieval.get("image_to_text/recall@1"),
         "candidates": retrieval.get("candidates"),
     }
 
 
-def _attention(run: Path) -> float | None:
-    """Top-1 of the newest attention probe on a run's encoder, below the same folder; None without one."""
-    found = run.parent.glob(f"{_ATTENTION}-{run.name}-*/summary.json")
+def _transferred(run: Path, task: str, evaluation: str, name: str, less: str | None) -> float | None:
+    """A number of the newest run of a task on a run's encoder, below the same folder; None without one."""
+    found = run.parent.glob(f"{task}-{run.name}-*/summary.json")
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return json.loads(newest.read_text())["classification"]["top1"] if newest else None
+    if newest is None:
+        return None
+    numbers = json.loads(newest.read_text())[evaluation]
+    return numbers[name] - (numbers[less] if less else 0)
 
 
 def add_runs(numbers: Numbers, runs: Path) -> Numbers:

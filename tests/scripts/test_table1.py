@@ -36,10 +36,12 @@ def test_seeds_are_averaged_and_older_numbers_kept(tmp_path: Path):
     write_run(tmp_path, "real_lcl-s18", 0.5)
     write_run(tmp_path, "shapes_masked-s18", 0.2)
     write_run(tmp_path, "real-classify_emoji-real_lcl-s18-0123abcd-s17", 0.0, classification={"top1": 0.3})
+    captioning = {"CIDEr": 0.25, "chance/CIDEr": 0.23}
+    write_run(tmp_path, "real-caption-real_lcl-s18-0123abcd-s17", 0.0, captioning=captioning)
     lines = table(add_runs(first, tmp_path)).splitlines()
     assert lines[2:] == [
-        "| BEiT-3, masked text | 73.3 |  |  |  |  | 20.0 | 25.0 |  |",
-        "| **LCL** | 75.2 | 45.0 ± 7.1 | 25.0 ± 0.0 | 30.0 | 50.0 |  |  |  |",
+        "| BEiT-3, masked text | 73.3 |  |  |  |  |  | 20.0 | 25.0 |  |",
+        "| **LCL** | 75.2 | 45.0 ± 7.1 | 25.0 ± 0.0 | 30.0 | 2.0 | 50.0 |  |  |  |",
     ]
 
 
