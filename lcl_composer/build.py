@@ -120,14 +120,9 @@ def build_data(
     )
 
 
-def run_folder(config: RunConfig) -> Path:
-    """Where everything of the run goes: ``runs/NAME``."""
-    return Path("runs") / config.run_name
-
-
 def run_of(config: RunConfig) -> RunFolder:
-    """The run's folder and that of its checkpoints."""
-    return RunFolder(config.run_name, run_folder(config), config.save_folder)
+    """The run's folder, ``runs/NAME``, and that of its checkpoints."""
+    return RunFolder(config.run_name, Path("runs") / config.run_name, config.save_folder)
 
 
 def build_callbacks(
@@ -148,26 +143,26 @@ def build_callbacks(
     from lcl_composer.callbacks.run_record import RunRecord
     from lcl_composer.callbacks.training_metrics import TrainingMetrics
 
-    config, folder = composed.run, run_folder(composed.run)
+    config, run = composed.run, run_of(composed.run)
     specs = {"loss_guard": {"factor": None}} | config.callbacks
     guard, *named = [
         registry.callbacks.build({"name": name, **specs[name]}, layout=layout)
         for name in sorted(specs, key=lambda name: name != "loss_guard")
     ]
-    record = RunRecord(folder, composed.to_yaml())
-    export = ExportEncoder(folder / "encoder", config)
-    saver = RunCheckpoints(run_of(config), config.save_interval, config.save_num_checkpoints_to_keep)
+    record = RunRecord(run.folder, composed.to_yaml())
+    export = ExportEncoder(run.folder / "encoder", config)
+    saver = RunCheckpoints(run, config.save_interval, config.save_num_checkpoints_to_keep)
     always = [record, contents, ExactResume(), guard, TrainingMetrics(), BadSamples(), NothingToLearn()]
     if config.progress_bar:
         always.append(ProgressBar() if sys.stderr.isatty() else ProgressLines())
-    return [*always, *named, export, Curves(folder), build_end_table(config, tokenizer, layout), saver]
+    return [*always, *named, export, Curves(run.folder), build_end_table(config, tokenizer, layout), saver]
 
 
 def build_end_table(config: RunConfig, tokenizer: Tokenizer, layout: Layout) -> Callback:
     """The table at the end of the run, with the measurements that ``evaluation`` names."""
     from lcl_composer.callbacks.summary import EndTable
 
-    folder = run_folder(config)
+    folder = run_of(config).folder
     offered = {"image_size": config.data.image_size, "tokenizer": tokenizer, "layout": layout}
     evaluations = {
         name: registry.evaluations.build({"name": name, **spec}, **offered)
@@ -183,7 +178,7 @@ def build_loggers(config: RunConfig) -> list[LoggerDestination]:
     """JSON lines in the run folder, then what the YAML names; it writes there too unless told otherwise."""
     from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
 
-    folder = run_folder(config)
+    folder = run_of(config).folder
     named = [
         registry.loggers.build({"name": name, **spec}, log_dir=str(folder))
         for name, spec in config.loggers.items()

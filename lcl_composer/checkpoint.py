@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lcl_composer.errors import DataError, one_line
-from lcl_composer.finite import check_finite
+from lcl_composer.models.finite import check_finite
 from lcl_composer.sharded import is_sharded, read_sharded, restrict_metadata
 
 #: Under which a checkpoint keeps what its run was (the callback CheckpointContents writes it).

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "lcl_composer"
 
@@ -42,9 +41,10 @@ def module_of(name: str) -> str:
 GRAPH = {name: {module_of(n) for n in imported(path)} - {name} for name, path in FILES.items()}
 
 
-def folder(module: str) -> str:
+def place(module: str) -> str:
+    """Where a module stands in the drawing: its folder (``data/``), or the file itself beside the folders."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 2 or ((PACKAGE / parts[-1]).is_dir() and len(parts) == 2) else "."
+    return f"{parts[1]}/" if len(parts) > 2 or (PACKAGE / parts[-1]).is_dir() else f"{parts[1]}.py"
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -74,25 +74,33 @@ def test_no_circle_between_files() -> None:
     assert circle(GRAPH) == []
 
 
-def test_no_circle_between_folders() -> None:
-    folders: dict[str, set[str]] = {}
-    for name, names in GRAPH.items():
-        if folder(name) != ".":
-            folders.setdefault(folder(name), set()).update(folder(n) for n in names)
-    assert circle({name: names - {name, "."} for name, names in folders.items()}) == []
+def drawn() -> dict[str, int]:
+    """Each folder and file that the drawing shows, with its line."""
+    drawing = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8").split("```")[1]
+    names = [re.findall(r"(?<!\S)\w+(?:/|\.py)(?!\S)", line) for line in drawing.splitlines()]
+    found = [(name, number) for number, line in enumerate(names) for name in line]
+    assert len(found) == len(dict(found)), "something is drawn twice"
+    return dict(found)
 
 
-@pytest.mark.parametrize(
-    ("below", "above"),
-    [
-        ("kernels", {"losses", "methods", "models", "data"}),
-        ("losses", {"methods", "models", "data", "callbacks", "algorithms"}),
-        ("models", {"methods", "algorithms", "callbacks", "evaluation", "report"}),
-        ("data", {"convert", "synthetic", "methods", "models", "callbacks"}),
-        ("methods", {"algorithms", "callbacks", "evaluation", "report"}),
-        ("algorithms", {"callbacks", "report"}),
-    ],
-)
-def test_nothing_imports_upwards(below: str, above: set[str]) -> None:
-    found = {(name, n) for name, names in GRAPH.items() if folder(name) == below for n in names}
-    assert {(name, n) for name, n in found if folder(n) in above} == set()
+#: Who imports whom across places.
+ACROSS = {
+    (name, imported)
+    for name, names in GRAPH.items()
+    for imported in names
+    if PACKAGE.name not in (name, imported) and place(name) != place(imported)
+}
+
+
+def test_all_is_drawn() -> None:
+    assert drawn().keys() == {place(name) for name in GRAPH if name != PACKAGE.name}
+
+
+def test_imports_go_down() -> None:
+    lines = drawn()
+    assert {(name, n) for name, n in ACROSS if lines[place(name)] >= lines[place(n)]} == set()
+
+
+def test_losses_and_kernels_know_nothing_else_of_ours() -> None:
+    found = {(place(name), place(n)) for name, n in ACROSS}
+    assert {n for name, n in found if name in ("losses/", "kernels/")} <= {"kernels/"}

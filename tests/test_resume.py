@@ -17,7 +17,7 @@ from lcl_composer.checkpoint import read_begun, read_model_state
 from lcl_composer.config import RunConfig
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import DataError, LCLError
-from lcl_composer.finite import not_finite
+from lcl_composer.models.finite import not_finite
 from lcl_composer.resume import Change, changes, check_resume, table
 from lcl_composer.train import train
 from tests import runs

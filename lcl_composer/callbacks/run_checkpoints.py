@@ -13,8 +13,8 @@ from composer.loggers import Logger
 from composer.utils import dist, parse_uri
 
 from lcl_composer.errors import LCLError
-from lcl_composer.finite import not_finite
 from lcl_composer.last_word import heard, launcher
+from lcl_composer.models.finite import not_finite
 from lcl_composer.run_folder import CHECKPOINT_NAME, LATEST_NAME, RunFolder
 from lcl_composer.stop_request import ASKED, LAUNCHER_GONE, Stopped, StopRequest
 

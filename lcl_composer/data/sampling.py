@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 class ShardIndex:
     """Sample number to shard, in place of Streaming's ``Spanner``.
 
-    A sample number may have whole multiples of the data set's size added: the how-manieth time in this epoch
-    the document comes.
+    A sample number may have whole multiples of the data set's size added: how often the document has come in
+    this epoch before.
     """
 
     def __init__(self, samples_per_shard: NDArray[np.int64]) -> None:

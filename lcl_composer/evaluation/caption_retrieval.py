@@ -25,8 +25,8 @@ from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.evaluation.retrieval import PairedFeatures
 from lcl_composer.evaluation.texts import text_features
-from lcl_composer.finite import check_finite
 from lcl_composer.methods.method import contrast_of
+from lcl_composer.models.finite import check_finite
 
 if TYPE_CHECKING:
     from lcl_composer.data.stream import DocumentStream

@@ -22,7 +22,7 @@ from lcl_composer.data.shards import open_shards, read_documents, read_shard
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
-from lcl_composer.finite import check_finite
+from lcl_composer.models.finite import check_finite
 
 #: Which features an evaluation reads. ``patch_mean``: the mean of the encoder's patch tokens after its final
 #: norm (width W, the encoder alone). ``pooled``: the attentive pooler's latent (width E), what L_con aligns.

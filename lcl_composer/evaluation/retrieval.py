@@ -13,8 +13,8 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.quiet import device_of, undisturbed
-from lcl_composer.finite import check_finite
 from lcl_composer.methods.method import Method, contrast_of
+from lcl_composer.models.finite import check_finite
 
 
 @dataclass(frozen=True)

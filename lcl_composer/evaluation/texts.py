@@ -15,8 +15,8 @@ from lcl_composer.data.interleave import Layout
 from lcl_composer.errors import DataError
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
-from lcl_composer.finite import check_finite
 from lcl_composer.methods.method import Method
+from lcl_composer.models.finite import check_finite
 
 
 def text_features(model: Method, layout: Layout, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -24,8 +24,8 @@ from lcl_composer.evaluation.metrics import cosines
 from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.evaluation.texts import text_features
-from lcl_composer.finite import check_finite
 from lcl_composer.methods.method import Method, contrast_of
+from lcl_composer.models.finite import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors.torch import save_file
 from torch import nn
 
-from lcl_composer.finite import check_finite
 from lcl_composer.models.exported import CONFIG_FILE, ENCODER_FILE, POOLER_FILE, image_side_weights
+from lcl_composer.models.finite import check_finite
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import RunConfig

@@ -12,10 +12,10 @@ from lcl_composer.checkpoint import Begun, Progress, read_begun, read_model_stat
 from lcl_composer.config.schema import ModelConfig
 from lcl_composer.config.yaml_file import read_yaml
 from lcl_composer.errors import DataError, one_line
-from lcl_composer.finite import check_finite
 from lcl_composer.json_data import load_json
 from lcl_composer.links import leads_out, refuse_links
 from lcl_composer.models.exported import CONFIG_FILE, ENCODER_FILE, architecture, load_encoder
+from lcl_composer.models.finite import check_finite
 from lcl_composer.registry import encoders, poolers
 from lcl_composer.run_folder import RunFolder
 from lcl_composer.sharded import is_sharded

@@ -12,7 +12,7 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
-from lcl_composer.finite import check_finite
+from lcl_composer.models.finite import check_finite
 from lcl_composer.models.weights import digest_of_weights, no_memory
 
 #: One value a channel of RGB pixels in 0..1.

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lcl_composer.errors import ConfigError, DataError, one_line
-from lcl_composer.finite import check_finite
 from lcl_composer.json_data import load_json
 from lcl_composer.links import refuse_links
+from lcl_composer.models.finite import check_finite
 from lcl_composer.models.weights import no_memory
 from lcl_composer.registry import encoders, poolers
 
