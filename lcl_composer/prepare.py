@@ -81,8 +81,11 @@ def _prepare_tokenizer(spec: dict[str, Any], generator: DocumentGenerator) -> No
 
 
 def _prepare_probe(images: Path, generator: DocumentGenerator) -> None:
-    """Write the probe's image folders, ``train`` and ``val`` side by side, of which ``images`` is one."""
-    folder = images.parent
+    """Write the probe's image folders, ``train`` and ``val`` side by side, of which ``images`` is one.
+
+    Only into a folder that is new, empty or was made here: the user's own may have other names below it.
+    """
+    folder = images.absolute().parent
     settings = generator.probe_settings()
 
     def write() -> None:
@@ -93,7 +96,7 @@ def _prepare_probe(images: Path, generator: DocumentGenerator) -> None:
         _record(folder).write_text(json.dumps(settings))
         generator.write_probe(str(folder))
 
-    if _record(folder).exists() or not images.exists():
+    if _record(folder).exists() or not folder.exists() or not any(folder.iterdir()):
         _make(folder, settings, _record(folder), write)
 
 

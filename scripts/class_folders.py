@@ -12,6 +12,7 @@ takes one artist's images to learn from and another's to be measured on.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from lcl_composer.data.document import Document
 from lcl_composer.data.folders import whole_folder
 from lcl_composer.data.shards import read_documents
+from lcl_composer.errors import DataError
 
 MIN_IMAGES = 10
 SPLITS = {"train": "train", "held_out": "val"}
@@ -56,6 +58,8 @@ if __name__ == "__main__":
     parser.add_argument("--val", default="*", metavar="IDS", help="pattern of the ids to be measured on")
     arguments = parser.parse_args()
     patterns = {"train": arguments.train, "held_out": arguments.val}
-    write_classes(
-        {split: read_classes(arguments.data / split, ids) for split, ids in patterns.items()}, arguments.out
-    )
+    sets = {split: read_classes(arguments.data / split, ids) for split, ids in patterns.items()}
+    try:
+        write_classes(sets, arguments.out)
+    except DataError as error:
+        sys.exit(f"error: {error}")

@@ -10,6 +10,7 @@ neighbours are by one hand.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lcl_composer.data.folders import whole_folder
+from lcl_composer.errors import DataError
 
 VAL = 450
 
@@ -38,4 +40,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    print(f"{arguments.out}: {write_digits(arguments.out)} digits")
+    try:
+        print(f"{arguments.out}: {write_digits(arguments.out)} digits")
+    except DataError as error:
+        sys.exit(f"error: {error}")

@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import resvg_py
 
 from lcl_composer.data.folders import whole_folder
+from lcl_composer.errors import DataError
 
 SIDE = 64  # pixels, of Google's and Twitter's pictures
 SHEETS = ("google", "twitter")
@@ -76,6 +78,9 @@ if __name__ == "__main__":
     parser.add_argument("packages", type=Path, help="where scripts/fetch_real.sh put them")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    with whole_folder(arguments.out) as folder:
-        numbers = write_pairs(arguments.packages, folder)
+    try:
+        with whole_folder(arguments.out) as folder:
+            numbers = write_pairs(arguments.packages, folder)
+    except DataError as error:
+        sys.exit(f"error: {error}")
     print(f"{arguments.out}: " + ", ".join(f"{number} by {artist}" for artist, number in numbers.items()))

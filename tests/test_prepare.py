@@ -170,6 +170,29 @@ def test_more_than_generated_pictures_is_not_deleted(run: Any, tmp_path: Path, e
         prepare(with_documents(run, 40, image_size=32))
 
 
+@pytest.mark.parametrize("key", ["probe", "zero_shot"])
+def test_a_mistyped_folder_of_pictures_deletes_none(run: Any, tmp_path: Path, key: str, ends: Any):
+    own = [tmp_path / "own" / split / "cat/0.png" for split in ("train", "val")]
+    for picture in own:
+        picture.parent.mkdir(parents=True)
+        picture.write_text("mine")
+    asked = str(tmp_path / "own/trian")
+    changed = run.model_copy(update={"evaluation": {key: {"train": asked, "val": asked, "images": asked}}})
+    prepare(changed)
+    assert [picture.read_text() for picture in own] == ["mine"] * 2
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["train", "val"]
+
+
+def test_a_folder_of_pictures_may_be_one_name(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Any
+):
+    """Beside which lie whatever files: nothing is made there."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    prepare(run.model_copy(update={"evaluation": {"zero_shot": {"images": "pictures"}}}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*before, "data"})
+
+
 def test_the_images_of_zero_shot_are_made_too(run: Any, monkeypatch: pytest.MonkeyPatch):
     made: list[Path] = []
     monkeypatch.setattr(module, "_make", lambda path, *_: made.append(path))

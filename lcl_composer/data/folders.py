@@ -9,14 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from lcl_composer.errors import DataError
+
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that takes its place when the block ends without an error.
 
     An error leaves nothing new; a process killed half-way leaves only ``<target>.partial``, which the next
-    one throws away. What stood at ``target`` is replaced: callers decide beforehand whether it may be.
+    one throws away.
+
+    Args:
+        target: Where the folder goes.
+        replace: Delete what stands there; else only an empty folder gives way.
+
+    Raises:
+        DataError: If something stands there that may not be replaced.
     """
+    if not replace and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: holds files already; choose another folder or empty it")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -223,7 +223,7 @@ def generate_documents(generator: DocumentGenerator, out: str, *, progress: bool
             raise DataError(f"{out}: holds files that no generator made; choose another folder or empty it")
         if json.loads((target / SETTINGS_FILE).read_text()) == settings:
             return
-    with whole_folder(target) as partial:
+    with whole_folder(target, replace=True) as partial:
         with DocumentWriter(str(partial)) as writer:
             total, off = len(generator), None if progress else True  # None: off in a file
             for document in tqdm(generator.documents(), "documents", total, unit="doc", disable=off):
