@@ -94,6 +94,7 @@ $(REAL)/stamps/train/index.json: | $(READY) $(REAL)/packages/.fetched
 	@$(RUN) lcl convert captions $(REAL)/packages/usr/share/tuxpaint/stamps $(REAL)/stamps --held-out 0.25
 
 $(REAL)/emoji/train/index.json: | $(READY) $(REAL)/packages/.fetched
+	@rm -rf $(REAL)/emoji_files
 	@$(RUN) python scripts/emoji_pairs.py $(REAL)/packages $(REAL)/emoji_files
 	@$(RUN) lcl convert captions $(REAL)/emoji_files $(REAL)/emoji --held-out 0.25
 
@@ -102,6 +103,7 @@ $(REAL)/classes: | $(REAL)/emoji/train/index.json
 
 # Emoji are learnt from one artist's drawings and measured on another's of emoji that no training has seen.
 $(REAL)/transfer/.made: | $(REAL)/emoji/train/index.json $(REAL)/stamps/train/index.json
+	@rm -rf $(REAL)/transfer
 	@$(RUN) python scripts/class_folders.py $(REAL)/emoji $(REAL)/transfer/files/emoji \
 		--train '*-google.png' --val '*-openmoji.png'
 	@$(RUN) python scripts/class_folders.py $(REAL)/stamps $(REAL)/transfer/files/stamps

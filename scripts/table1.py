@@ -55,7 +55,7 @@ Numbers = dict[str, dict[str, Any]]
 
 
 def read_numbers(run: Path) -> dict[str, Any] | None:
-    """Return a run's numbers, shares from 0 to 1, with those of the transfer tasks that have run on its encoder.
+    """Return a run's numbers, shares from 0 to 1, with those of transfer tasks that have run on its encoder.
 
     None if it is not finished.
     """
