@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import __version__ as transformers_version
 
-from lcl_composer.data.image import eval_transform
 from lcl_composer.errors import ConfigError
-from lcl_composer.export.same import check_same, some_pixels
+from lcl_composer.export.same import check_pixels, check_same, some_pixels
 from lcl_composer.export.taken import Taken
 from lcl_composer.export.timm import write_timm_folder
 from lcl_composer.models.encoder import Encoder, patch_tokens_of_timm
@@ -55,11 +53,16 @@ def write_huggingface(taken: Taken, folder: Path) -> str:
         found = patch_tokens_of_timm(model.timm_model, pixels)
         check_same("transformers", model(pixels).last_hidden_state, model.timm_model.forward_features(pixels))
     else:
-        found = model(pixel_values=pixels).last_hidden_state[:, -encoder.tokens_per_image :]
+        whole = model(pixel_values=pixels).last_hidden_state
+        check_same("transformers", whole, encoder.backbone(pixel_values=pixels).last_hidden_state)
+        found = whole[:, -encoder.tokens_per_image :]
     check_same("transformers", found, encoder(pixels))
     processor: Any = AutoImageProcessor.from_pretrained(folder, **(_PILLOWS if in_timm is None else {}))
-    read = processor(_square_image(encoder), return_tensors="pt")["pixel_values"]
-    check_same("transformers' image processor", read, _our_pixels(encoder), "pixels")
+    check_pixels(
+        "transformers' image processor",
+        lambda image: processor(image, return_tensors="pt")["pixel_values"],
+        encoder,
+    )
     return (
         "from transformers import AutoImageProcessor, AutoModel\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{folder}")\n'
@@ -81,14 +84,3 @@ def image_processor(encoder: Encoder) -> Any:
         image_mean=mean,
         image_std=std,
     )
-
-
-def _square_image(encoder: Encoder) -> Image.Image:
-    """Smooth noise of another size; square, since libraries round a crop's offset in their own ways."""
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    return small.resize((2 * encoder.image_size, 2 * encoder.image_size), Image.Resampling.BICUBIC)
-
-
-def _our_pixels(encoder: Encoder) -> torch.Tensor:
-    return encoder.normalize(eval_transform(_square_image(encoder), encoder.image_size)[None])

@@ -10,47 +10,59 @@ import torch
 from safetensors.torch import save_file
 
 from lcl_composer.errors import ConfigError, DataError
-from lcl_composer.export.own import text_config, vision_config
-from lcl_composer.export.same import check_same, some_pixels
+from lcl_composer.export.same import check_pixels, check_same, some_pixels
 from lcl_composer.export.taken import Taken
+from lcl_composer.export.towers import check_texts, towers_config, whole_model
+from lcl_composer.methods.method import Method
 from lcl_composer.models.open_clip import to_open_clip
 
-#: Rows of OpenCLIP's token embedding; ours has the image tokens after them.
+#: Rows of OpenCLIP's token embedding, the last of which ends a text; ours has the image tokens after them.
 _VOCABULARY = 49_408
 
 
 @torch.no_grad()
 def write_open_clip(taken: Taken, folder: Path) -> str:
-    """Write the folder, read it by OpenCLIP, compare its image features; return how to use it.
+    """Write the folder, read it by OpenCLIP, compare features of both towers; return how to use it.
 
     Raises:
         ConfigError: If the model is not one that OpenCLIP has.
+        DataError: If OpenCLIP makes other pixels, features or logits of the folder.
     """
-    import open_clip
-
     _check_fits(taken)
     try:
         state = to_open_clip(taken.state, _VOCABULARY)
     except DataError as error:
         raise ConfigError(f"export: {error}") from error
-    text = text_config(taken, _VOCABULARY)
-    model = {"embed_dim": text["width"], "vision_cfg": vision_config(taken), "text_cfg": text}
+    ours = whole_model(taken)
+    model = towers_config(ours, _VOCABULARY)
     if "logit_bias" in state:
         model["init_logit_bias"] = float(state["logit_bias"])
     preprocess = {**taken.encoder.normalize.settings, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": model, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(state, folder / "open_clip_model.safetensors", {"format": "pt"})
-    theirs: Any = open_clip.create_model(f"local-dir:{folder}").eval()
-    pixels = some_pixels(taken.encoder)
-    ours = taken.encoder.class_tokens(pixels) @ taken.state["image_proj.weight"].T  # [I, W] -> [I, E]
-    check_same("OpenCLIP", theirs.encode_image(pixels), ours, "image features")
+    _check_read_back(ours, folder)
     return (
         "import open_clip\n\n"
         f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")\n'
         'tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=model.context_length)\n'
         "image_features = model.eval().encode_image(preprocess(image)[None])"
     )
+
+
+def _check_read_back(ours: Method, folder: Path) -> None:
+    """Raise DataError unless OpenCLIP makes of the folder what the run's own method makes."""
+    import open_clip
+
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    transform: Any = preprocess
+    model: Any = theirs.eval()
+    check_pixels("OpenCLIP", lambda image: transform(image)[None], ours.encoder)
+    pixels = some_pixels(ours.encoder)
+    check_same("OpenCLIP", model.encode_image(pixels), ours.image_features(pixels), "image features")
+    check_texts(ours, _VOCABULARY - 1, model.context_length, model.encode_text)
+    for name in ("logit_scale", *(["logit_bias"] if model.logit_bias is not None else [])):
+        check_same("OpenCLIP", getattr(model, name), ours.get_parameter(name), name)
 
 
 def _check_fits(taken: Taken) -> None:

@@ -7,25 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.export.encoder import write_encoder
 from lcl_composer.export.same import check_same, some_pixels
 from lcl_composer.export.taken import Taken
+from lcl_composer.export.towers import as_batch, check_texts, padded, some_text, towers_config, whole_model
+from lcl_composer.json_data import load_json
+from lcl_composer.methods.method import Method
 from lcl_composer.models.exported import load_encoder
 from lcl_composer.models.open_clip_encoder import OpenCLIPEncoder
-from lcl_composer.models.released import to_released
+from lcl_composer.models.pooler import AttentivePooler
+from lcl_composer.models.released import from_released, to_released
 
 _STATE, _CONFIG = "state_dict.safetensors", "model_config.json"
 
 
 @torch.no_grad()
 def write_own(taken: Taken, folder: Path) -> str:
-    """Write the folder that ``encoder: {name: exported}`` reads; return how to use it."""
+    """Write the folder that ``encoder: {name: exported}`` reads, and compare; return how to use it.
+
+    Raises:
+        DataError: If what is read back gives other pixels, features or latents.
+    """
     write_encoder(taken.encoder, taken.pooler, taken.pooler_spec, folder)
+    encoder, pooler = load_encoder(folder)
     pixels = some_pixels(taken.encoder)
-    check_same("load_encoder", load_encoder(folder)[0](pixels), taken.encoder(pixels))
+    tokens_IKW = taken.encoder(pixels)
+    check_same("load_encoder", encoder(pixels), tokens_IKW)
+    levels = (64 * pixels + 128).clamp(0, 255).to(torch.uint8)
+    check_same("load_encoder", encoder.normalize(levels), taken.encoder.normalize(levels), "pixels")
+    if taken.pooler is not None:
+        assert pooler is not None, "it was written"
+        check_same("load_encoder", pooler(tokens_IKW), taken.pooler(tokens_IKW), "latents")
     return (
         "from lcl_composer.export import load_encoder\n\n"
         f'encoder, pooler = load_encoder("{folder}")\n'
@@ -38,21 +54,24 @@ def write_released(taken: Taken, folder: Path) -> str:
     """Write the whole model as the authors released theirs, with its model config; return how to use it.
 
     Raises:
-        ConfigError: If the model is no timm CLIP ViT and OPT trained by ``lcl``.
+        ConfigError: If the model is no timm CLIP ViT and OPT trained by ``lcl``, or one of another form.
+        DataError: If what is read back gives other features, latents or logits.
     """
     if not taken.state:
         raise ConfigError(f"export: released holds the whole model, {taken.source} the encoder; name the run")
     if taken.method not in ("", "lcl"):
         raise ConfigError(f"export: the authors' layout is that of the method lcl, not of {taken.method}")
+    if "logit_bias" in taken.state:
+        raise ConfigError("export: the authors' layout has no bias of the contrast (contrastive: sigmoid)")
     try:
         state = {name: tensor.contiguous() for name, tensor in to_released(taken.state).items()}
     except DataError as error:
         raise ConfigError(f"export: {error}") from error
+    ours = whole_model(taken)
+    config = _model_config(ours, len(state["text.token_embedding.weight"]))
     save_file(state, folder / _STATE)
-    (folder / _CONFIG).write_text(json.dumps(_model_config(taken), indent=4) + "\n")
-    tower = OpenCLIPEncoder(str(folder / _CONFIG), str(folder / _STATE)).eval()
-    pixels = some_pixels(taken.encoder)
-    check_same("OpenCLIP's ViT", tower(pixels), taken.encoder(pixels))
+    (folder / _CONFIG).write_text(json.dumps(config, indent=4) + "\n")
+    _check_read_back(ours, folder)
     return (
         "# In the authors' code, with the config among its model_configs:\n"
         "from safetensors.torch import load_file\n\n"
@@ -60,52 +79,53 @@ def write_released(taken: Taken, folder: Path) -> str:
     )
 
 
-def vision_config(taken: Taken) -> dict[str, Any]:
-    """OpenCLIP's ``vision_cfg`` of a timm CLIP ViT."""
-    vit = taken.encoder.backbone
-    block = vit.blocks[0]
-    config = {
-        "image_size": taken.encoder.image_size,
-        "layers": len(vit.blocks),
-        "width": vit.embed_dim,
-        "head_width": vit.embed_dim // block.attn.num_heads,
-        "patch_size": vit.patch_embed.patch_size[0],
-    }
-    ratio = block.mlp.fc1.out_features / vit.embed_dim
-    return config if ratio == 4 else {**config, "mlp_ratio": ratio}
+def _check_read_back(ours: Method, folder: Path) -> None:
+    """Raise DataError unless the files give what the run's own method gives, part by part.
+
+    OpenCLIP's ViT and text transformer are those of the authors' code, which is not here; the pooler is ours
+    with what the files say.
+    """
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    config, state = load_json((folder / _CONFIG).read_text()), load_file(folder / _STATE)
+    tower = OpenCLIPEncoder(str(folder / _CONFIG), str(folder / _STATE)).eval()
+    pixels = some_pixels(ours.encoder)
+    tokens_IKW = ours.encoder(pixels)
+    check_same("OpenCLIP's ViT", tower(pixels), tokens_IKW)
+    sizes = {key: config["pool_project_cfg"][f"{key}put_dim"] for key in ("in", "out")}
+    pooler = AttentivePooler(sizes["in"], sizes["out"], config["pool_project_cfg"]["attn_num_heads"])
+    read = from_released(state)
+    pooler.load_state_dict(_below("pooler.", read))
+    check_same("the pooler", pooler(tokens_IKW), ours.image_features(pixels), "latents")
+    act = QuickGELU if config.get("quick_gelu") else nn.GELU
+    sizes = {**config["text_cfg"], "output_dim": config["embed_dim"], "act_layer": act}
+    text: Any = TextTransformer(**sizes).eval()
+    text.load_state_dict(_below("text.", state))
+    check_texts(ours, text.vocab_size - 1, text.context_length, text)
+    head = nn.Sequential(nn.LayerNorm(text.width), nn.Linear(text.width, text.vocab_size, bias=False))
+    head.load_state_dict(_below("lm_head.", state))
+    text.ln_final, text.text_projection, text.pool_type = nn.Identity(), None, "none"
+    for ids in some_text(ours, text.vocab_size - 1):
+        hidden_TE = ours.parts["language_model"].read(as_batch(ids))  # type: ignore[operator]
+        logits_TV = ours.generation.logits(hidden_TE)  # type: ignore[union-attr]
+        found_TV = head(text(padded(ids, text.context_length))[0, : len(ids)])
+        check_same("OpenCLIP's text transformer", found_TV, logits_TV, "logits")
 
 
-def text_config(taken: Taken, vocab_size: int) -> dict[str, Any]:
-    """OpenCLIP's ``text_cfg`` of an OPT by config."""
-    language_model = taken.settings["model"]["language_model"]
-    layers = {
-        name.split(".")[4]
-        for name in taken.state
-        if name.startswith("language_model.backbone.decoder.layers.")
-    }
-    positions, width = taken.state["language_model.backbone.decoder.embed_positions.weight"].shape
-    return {
-        "context_length": positions - 2,
-        "vocab_size": vocab_size,
-        "width": width,
-        "heads": language_model.get("num_attention_heads", 8),
-        "layers": len(layers),
-    }
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
-def _model_config(taken: Taken) -> dict[str, Any]:
+def _model_config(ours: Method, vocab_size: int) -> dict[str, Any]:
     """In the form of the authors' ``model_configs/LCL_ViT-B-16_laion.json``."""
-    vocab_size = len(taken.state["language_model.backbone.decoder.embed_tokens.weight"])
-    text, vision = text_config(taken, vocab_size), vision_config(taken)
-    pooler: Any = taken.pooler
+    towers = towers_config(ours, vocab_size)
+    pooler: Any = ours.parts["pooler"]
     return {
-        "embed_dim": text["width"],
-        "vision_cfg": vision,
-        "text_cfg": text,
+        **towers,
         "pool_project_cfg": {
             "pool_proj_type": "attn",
-            "input_dim": vision["width"],
-            "output_dim": text["width"],
+            "input_dim": towers["vision_cfg"]["width"],
+            "output_dim": towers["text_cfg"]["width"],
             "attn_num_heads": pooler.num_heads,
         },
         "custom_text": True,

@@ -10,10 +10,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import split_model_name_tag
 
-from lcl_composer.errors import ConfigError, DataError
-from lcl_composer.export.same import check_same, some_pixels
+from lcl_composer.errors import ConfigError
+from lcl_composer.export.same import check_pixels, check_same, some_pixels
 from lcl_composer.export.taken import Taken
 from lcl_composer.models.encoder import Encoder, TimmEncoder, patch_tokens_of_timm
 from lcl_composer.models.open_clip_encoder import as_timm
@@ -34,12 +35,8 @@ def write_timm(taken: Taken, folder: Path) -> str:
     pixels = some_pixels(encoder)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     check_same("timm", patch_tokens_of_timm(model, pixels), taken.encoder(pixels))
-    config = resolve_model_data_config(model)
-    found = (config["input_size"][-1], list(config["mean"]), list(config["std"]), config["crop_pct"])
-    if found != (encoder.image_size, *encoder.normalize.channels, 1.0):
-        raise DataError(
-            f"export: timm reads other preprocessing than was written ({found}); nothing is written"
-        )
+    transform: Any = create_transform(**resolve_model_data_config(model))
+    check_pixels("timm", lambda image: transform(image)[None], encoder)
     return (
         "import timm\n\n"
         f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'

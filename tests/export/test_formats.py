@@ -16,10 +16,15 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from lcl_composer.data.image import eval_transform
+from lcl_composer.data.interleave import LayoutRules
+from lcl_composer.data.tokenizer import CLIPTokenizer
 from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.evaluation.texts import text_features
 from lcl_composer.export import export_run
 from lcl_composer.export.same import check_same
+from lcl_composer.export.timm import preprocessing
 from lcl_composer.models.encoder import patch_tokens_of_timm
+from lcl_composer.models.open_clip_encoder import OpenCLIPEncoder
 from tests import runs
 from tests.export.taken import config_of, model_of, pixels, write_run
 
@@ -93,20 +98,130 @@ def test_transformers_own_layout(tmp_path: Path) -> None:
     torch.testing.assert_close(found[:, 1:], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+QUICK_VIT = {**CLIP_VIT, "model_args": {**VIT, "act_layer": "quick_gelu"}}
+
+
+def opt(**model_args: Any) -> dict[str, Any]:
+    """The tiny experiment's language model with other fields of OPT's config."""
+    return {**runs.settings(Path("data"))["model"]["language_model"], "model_args": model_args}
+
+
+def clip_run(folder: Path, encoder: dict[str, Any], language_model: dict[str, Any], **method: str) -> Any:
+    """A run of the method clip that OpenCLIP may have, and its model."""
+    changes = {"pooler": None, "tokenizer": {"name": "clip"}, "language_model": language_model}
+    return run_of(folder, encoder, method={"name": "clip", **method}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "language_model", "loss"),
+    [
+        (CLIP_VIT, opt(), "info_nce"),
+        (CLIP_VIT, opt(ffn_dim=96), "sigmoid"),
+        (QUICK_VIT, opt(activation_function="quick_gelu"), "info_nce"),
+    ],
+    ids=["plain", "sigmoid", "quick_gelu"],
+)
 @torch.no_grad()
-def test_open_clip(tmp_path: Path, loss: str) -> None:
-    method = {"name": "clip", "contrastive": loss}
-    run, model = run_of(tmp_path, CLIP_VIT, pooler=None, method=method, tokenizer={"name": "clip"})
+def test_open_clip(
+    tmp_path: Path, encoder: dict[str, Any], language_model: dict[str, Any], loss: str
+) -> None:
+    run, model = clip_run(tmp_path, encoder, language_model, contrastive=loss)
     folder = export_run(run, tmp_path / "out", "open_clip")
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     image = preprocess(photo())[None]  # type: ignore[index,operator]
     expected = model.image_proj(model.encoder.class_tokens(eval_transform(photo(), 16)[None]))
     torch.testing.assert_close(theirs.eval().encode_image(image), expected, rtol=1e-4, atol=1e-5)
     assert theirs.context_length == 64
+    layout = model.layout(CLIPTokenizer(), LayoutRules(tokens_per_image=4, max_tokens=64))
+    texts = ["a photo of a cat", "two dogs " * 60]
+    ids = open_clip.get_tokenizer("ViT-B-32", context_length=64)(texts)
+    found = theirs.encode_text(ids)
+    torch.testing.assert_close(found, text_features(model, layout, texts), rtol=1e-4, atol=1e-5)
     assert (theirs.logit_bias is None) == (loss == "info_nce")
     if loss == "sigmoid":
         assert float(theirs.logit_bias) == float(model.logit_bias)
+
+
+@pytest.mark.parametrize("format", ["open_clip", "released"])
+@pytest.mark.parametrize(
+    ("encoder", "language_model", "message"),
+    [
+        (CLIP_VIT, opt(activation_function="relu"), r"the image tower has GELU\w*, the text tower relu"),
+        (CLIP_VIT, opt(activation_function="gelu_new"), "the text tower gelu_new; OpenCLIP has GELU in both"),
+        (QUICK_VIT, opt(), "the image tower has QuickGELU, the text tower gelu; .*or QuickGELU in both"),
+        (CLIP_VIT, opt(do_layer_norm_before=False), "has do_layer_norm_before False, OpenCLIP's True"),
+        (CLIP_VIT, opt(enable_bias=False), "has enable_bias False, OpenCLIP's True"),
+    ],
+    ids=["relu", "gelu_new", "quick", "norm_after", "no_bias"],
+)
+def test_towers_that_open_clip_does_not_have(
+    tmp_path: Path, format: str, encoder: dict[str, Any], language_model: dict[str, Any], message: str
+) -> None:
+    if format == "open_clip":
+        run, _ = clip_run(tmp_path, encoder, language_model)
+    else:
+        run, _ = run_of(tmp_path, encoder, language_model=language_model)
+    with pytest.raises(ConfigError, match=message) as caught:
+        export_run(run, tmp_path / "out", format)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("method", "format", "damaged", "what"),
+    [
+        ("clip", "open_clip", "token_embedding.weight", "text features"),
+        ("clip", "open_clip", "visual.proj", "image features"),
+        ("clip", "open_clip", "logit_scale", "logit_scale"),
+        ("lcl", "released", "text.text_projection", "text features"),
+        ("lcl", "released", "pool_project.query_token", "latents"),
+        ("lcl", "released", "lm_head.1.weight", "logits"),
+        ("lcl", "encoder", "v.weight", "latents"),
+    ],
+)
+def test_every_part_that_is_written_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, format: str, damaged: str, what: str
+) -> None:
+    """A tensor that reaches the file otherwise than it is in the run."""
+    from safetensors.torch import save_file
+
+    run, _ = clip_run(tmp_path, CLIP_VIT, opt()) if method == "clip" else run_of(tmp_path, CLIP_VIT)
+
+    def save(tensors: dict[str, Any], *args: Any) -> None:
+        noisy = {n: t + 1e-3 * torch.randn_like(t) if n == damaged else t for n, t in tensors.items()}
+        save_file(noisy, *args)
+
+    for module in ("open_clip", "own", "encoder"):
+        monkeypatch.setattr(f"lcl_composer.export.{module}.save_file", save)
+    with pytest.raises(DataError, match=rf"{what} differ by .*; nothing is written"):
+        export_run(run, tmp_path / "out", format)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_released_with_quick_gelu(tmp_path: Path) -> None:
+    run, model = run_of(tmp_path, QUICK_VIT, language_model=opt(activation_function="quick_gelu", ffn_dim=64))
+    folder = export_run(run, tmp_path / "out", "released")
+    read = OpenCLIPEncoder(str(folder / "model_config.json"), str(folder / "state_dict.safetensors"), **GREY)
+    with torch.no_grad():
+        torch.testing.assert_close(read(pixels()), model.encoder(pixels()), rtol=1e-4, atol=1e-5)
+    assert json.loads((folder / "model_config.json").read_text())["text_cfg"]["mlp_ratio"] == 2
+
+
+def test_other_pixels_are_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each library is told a way to size that is not ours."""
+    run, _ = run_of(tmp_path, CLIP_VIT)
+    squashed = lambda encoder: {**preprocessing(encoder), "crop_mode": "squash"}  # noqa: E731
+    monkeypatch.setattr("lcl_composer.export.timm.preprocessing", squashed)
+    for format in ("timm", "hf"):
+        with pytest.raises(DataError, match=r"pixels differ by"):
+            export_run(run, tmp_path / "out", format)
+
+
+def test_the_tolerance_is_relative_to_the_largest() -> None:
+    """Features of any scale: 1e-4 of 0.01 is no rounding."""
+    check_same("x", torch.full((2,), 0.01 + 5e-8), torch.full((2,), 0.01))
+    with pytest.raises(DataError, match=r"differ by 1\.0e-04"):
+        check_same("x", torch.full((2,), 0.01 + 1e-6), torch.full((2,), 0.01))
 
 
 def test_open_clip_says_what_does_not_fit(tmp_path: Path) -> None:
