@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -90,6 +90,25 @@ class TokenLayout:
     seeds: np.ndarray | None = None
 
 
+class Readers(NamedTuple):
+    """The losses that read an interleaved layout; what none of them does is cut off.
+
+    Attributes:
+        generation: Predicts the text. Without it a document that no other loss reads keeps one token: it is
+            no bad one, and other draws of its images' sides may differ.
+        contrast: Contrasts anchored images with what precedes them.
+        regression: Predicts the slots of every image, so that all of them stay. Of an image that ends a
+            document the last slot runs too, though it predicts nothing, so that all images have as many.
+    """
+
+    generation: bool = True
+    contrast: bool = True
+    regression: bool = False
+
+
+_LCL = Readers()
+
+
 class Layout(Protocol):
     """What a method does to a document; picklable, as loader processes call it."""
 
@@ -100,17 +119,17 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Interleaved:
-    """Images as tokens in their places among the text: the layout of LCL, see :func:`lay_out`.
+    """Images as tokens in their places among the text, see :func:`lay_out`.
 
     Attributes:
         tokenizer: Encodes the texts.
         rules: How to lay out.
-        regresses: As in :func:`lay_out`.
+        readers: The losses; LCL's unless others are named.
     """
 
     tokenizer: Tokenizer
     rules: LayoutRules
-    regresses: bool = False
+    readers: Readers = _LCL
 
     def __post_init__(self) -> None:
         """Raise ConfigError if the context cannot hold an image and a text."""
@@ -118,7 +137,7 @@ class Interleaved:
 
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a document."""
-        return lay_out(document, self.tokenizer, self.rules, rng, self.regresses)
+        return lay_out(document, self.tokenizer, self.rules, rng, self.readers)
 
 
 @dataclass(slots=True)
@@ -185,7 +204,7 @@ def lay_out(
     tokenizer: Tokenizer,
     rules: LayoutRules,
     rng: np.random.Generator,
-    regresses: bool = False,
+    readers: Readers = _LCL,
 ) -> TokenLayout:
     """Lay out a document's tokens, targets, images and anchors.
 
@@ -194,14 +213,12 @@ def lay_out(
         tokenizer: Encodes the texts; structural tokens spelled out in a text are dropped.
         rules: How to lay out.
         rng: Draws the side of each floating image, one number each.
-        regresses: A loss predicts the slots of every image and none contrasts: all slots stay, and nothing is
-            an anchor. Of an image that ends a document the last slot runs too, though it predicts nothing, so
-            that all images have as many.
+        readers: The losses; LCL's unless others are named.
 
     Returns:
         The layout. It is empty (T = 0, I = 0) when no loss can see anything of the document.
     """
-    return _cut_dead_work(put_in_order(document, tokenizer, rules, rng), regresses)
+    return _cut_dead_work(put_in_order(document, tokenizer, rules, rng), readers)
 
 
 def put_in_order(
@@ -277,15 +294,17 @@ def _shorten_pair(pieces: list[list[int] | int], rules: LayoutRules) -> int:
     return surplus
 
 
-def _cut_dead_work(sequence: TokenSequence, regresses: bool) -> TokenLayout:
+def _cut_dead_work(sequence: TokenSequence, readers: Readers) -> TokenLayout:
     """End the LM input at the last position that a loss reads, and drop images that feed no loss."""
     tokens = np.array(sequence.tokens, dtype=np.int64)
     targets = np.full(len(tokens), IGNORE, dtype=np.int64)
-    targets[:-1] = np.where(sequence.predicted[1:], tokens[1:], IGNORE)
-    starts = [(image, p, anchored and not regresses) for image, p, anchored in sequence.starts]
+    if readers.generation:
+        targets[:-1] = np.where(sequence.predicted[1:], tokens[1:], IGNORE)
+    starts = [(image, p, anchored and readers.contrast) for image, p, anchored in sequence.starts]
     read = [p for _, p, anchored in starts if anchored]
-    read += [p + sequence.rules.tokens_per_image for _, p, _ in starts if regresses]
-    last = max([-1, *np.flatnonzero(targets != IGNORE)[-1:], *read])
+    read += [p + sequence.rules.tokens_per_image for _, p, _ in starts if readers.regression]
+    least = -1 if readers.generation else 0
+    last = max([least, *np.flatnonzero(targets != IGNORE)[-1:], *read])
     kept = [s for s in starts if s[2] or s[1] < last]
     return TokenLayout(
         tokens=tokens[: last + 1],

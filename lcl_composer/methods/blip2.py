@@ -53,9 +53,9 @@ class BLIP2(Method):
         encoder: Pixels to patch tokens.
         language_model: Reads texts, alone and after an image.
         vocab_size: Rows V of the generation head.
-        contrastive_weight: Weight of L_itc; at 0 it is not computed.
-        generation_weight: Weight of L_itg; at 0 it is not computed.
-        matching_weight: Weight of L_itm; at 0 it is not computed.
+        contrastive_weight: Weight of L_itc; at 0 neither it nor what it alone reads is computed.
+        generation_weight: Weight of L_itg; the same.
+        matching_weight: Weight of L_itm; the same.
         num_queries: Queries Q, and tokens of an image in the language model.
         query_layers: Layers between encoder and language model, which all attend to the image; of the paper's
             12 six do.
@@ -128,27 +128,45 @@ class BLIP2(Method):
         Returns:
             ``image_features`` [P, Q, E] and ``text_features`` [P, E] of the P pairs, not normalised;
             ``image_tokens`` [P, Q, E]; ``matched`` [P, E], outputs at the ``<end_of_text>`` after the image;
-            ``hidden`` [N, E] at the N positions that predict, after norm; ``targets`` [N] int64.
+            ``hidden`` [N, E] at the N positions that predict, after norm; ``targets`` [N] int64. In training
+            P or N is 0 in what only terms without a weight read.
         """
         queries_PQE = self.query_transformer(self.patch_tokens(batch))
-        image_tokens_PQE = self.token_proj(queries_PQE)
-        texts_T, ends_P, lengths = self._texts(batch)
+        after, alone = self._read_lengths(batch)
+        image_tokens_PQE = self.token_proj(queries_PQE[: len(after)])
+        pairs, texts = self._reading(batch, after, 0), self._reading(batch, alone, self.num_queries)
         both = {
-            "tokens": torch.cat([batch["tokens"], batch["tokens"].index_select(0, texts_T)]),
-            "positions": torch.cat(
-                [batch["positions"], batch["positions"].index_select(0, texts_T) - self.num_queries]
-            ),
-            "lengths": batch["lengths"] + lengths,
+            "tokens": torch.cat([pairs.tokens, texts.tokens]),
+            "positions": torch.cat([pairs.positions, texts.positions]),
+            "lengths": after + alone,
         }
-        slots_S = self._slots(batch["image_starts"])
+        slots_S = self._slots(pairs.starts)
         outputs = self.language_model.read(cast(PackedBatch, both), image_tokens_PQE.flatten(0, 1), slots_S)
-        texts_PE = outputs.index_select(0, len(batch["tokens"]) + ends_P)
+        texts_PE = outputs.index_select(0, len(pairs.tokens) + texts.ends)
         return {
-            "image_features": self.query_proj(queries_PQE),
+            "image_features": self.query_proj(queries_PQE[: len(alone)]),
             "text_features": self.context_proj(self.context_norm(texts_PE)),
             "image_tokens": image_tokens_PQE,
-            "matched": outputs.index_select(0, batch["anchors"]),
-            **self.generation.outputs(batch, outputs),
+            "matched": outputs.index_select(0, pairs.ends if self.needs("matching") else pairs.ends[:0]),
+            **self._predicted(batch, after, outputs),
+        }
+
+    def _read_lengths(self, batch: PackedBatch) -> tuple[list[int], list[int]]:
+        """Tokens of each text that a loss reads after its image, and alone; no text where no loss does."""
+        lengths, matches = [length for length in batch["lengths"] if length], self.needs("matching")
+        # L_itm alone reads what the language model makes of <end_of_text> after an image.
+        after = [length - (not matches) for length in lengths if matches or self.needs("generation")]
+        contrasted = self.needs("contrastive", "matching")
+        return after, [length - self.num_queries for length in lengths if contrasted]
+
+    def _predicted(self, batch: PackedBatch, after: list[int], outputs: Tensor) -> Outputs:
+        """What L_itg reads of the outputs for texts of these lengths after their images."""
+        counts = [length - self.num_queries - 1 for length in batch["lengths"] if length]
+        counts = counts if self.needs("generation") else []
+        predicting_N = to_device(_within(after[: len(counts)], self.num_queries, counts), outputs.device)
+        return {
+            "hidden": self.generation.normalise(outputs.index_select(0, predicting_N)),
+            "targets": batch["targets"].index_select(0, batch["predicting"][: sum(counts)]),
         }
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
@@ -157,23 +175,24 @@ class BLIP2(Method):
 
     def text_features(self, batch: PackedBatch) -> Tensor:
         """Features [P, E] of the texts of P pairs, read alone, not normalised."""
-        texts_T, ends_P, lengths = self._texts(batch)
-        alone = {
-            "tokens": batch["tokens"].index_select(0, texts_T),
-            "positions": batch["positions"].index_select(0, texts_T) - self.num_queries,
-            "lengths": lengths,
-        }
-        outputs = self.language_model.read(cast(PackedBatch, alone))
-        return self.context_proj(self.context_norm(outputs.index_select(0, ends_P)))
-
-    def _texts(self, batch: PackedBatch) -> tuple[Tensor, Tensor, list[int]]:
-        """Places of the texts' tokens in the batch, of each text's end among these [P], and their lengths."""
-        device = batch["tokens"].device
         lengths = [length - self.num_queries for length in batch["lengths"] if length]
+        texts = self._reading(batch, lengths, self.num_queries)
+        alone: dict[str, Any] = {**texts._asdict(), "lengths": lengths}
+        outputs = self.language_model.read(cast(PackedBatch, alone))
+        return self.context_proj(self.context_norm(outputs.index_select(0, texts.ends)))
+
+    def _reading(self, batch: PackedBatch, lengths: list[int], first: int) -> _Reading:
+        """So many tokens of each pair, from number ``first`` on, packed; without lengths nothing."""
+        device, whole = batch["tokens"].device, [length for length in batch["lengths"] if length]
+        places_T = to_device(_within(whole[: len(lengths)], first, lengths), device)
         lengths_P = torch.tensor(lengths, dtype=torch.int64)
-        images_before = torch.arange(1, len(lengths) + 1).repeat_interleave(lengths_P)
-        texts = torch.arange(len(images_before)) + self.num_queries * images_before
-        return to_device(texts, device), to_device(lengths_P.cumsum(0) - 1, device), lengths
+        ends_P = lengths_P.cumsum(0)
+        return _Reading(
+            batch["tokens"].index_select(0, places_T),
+            batch["positions"].index_select(0, places_T) - first,
+            to_device(ends_P - lengths_P, device),
+            to_device(ends_P - 1, device),
+        )
 
     def _slots(self, image_starts: Tensor) -> Tensor:
         """Flat positions [P * Q] of the tokens of images that start at [P]."""
@@ -226,19 +245,30 @@ class BLIP2(Method):
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part; the heads are the projections of a pair, the match's and the vocabulary's."""
-        pairs, width = len(batch["anchors"]), self.language_model.hidden_size
-        lengths, matches = [length for length in batch["lengths"] if length], 0
-        read = lengths + [length - self.num_queries for length in lengths]
+        width, pairs, matches = self.language_model.hidden_size, len(batch["anchors"]), 0
+        after, alone = self._read_lengths(batch)
+        read = after + alone
         if self.terms["matching"].weight:
-            read += lengths * _WRONG
+            read += after * _WRONG
             matches = pairs * (1 + _WRONG)
-        heads = 2 * pairs * (2 * self.num_queries + 1) * width**2 + 2 * matches * 2 * width
+        rows = len(after) * self.num_queries + len(alone) * (self.num_queries + 1)
+        heads = 2 * rows * width**2 + 2 * matches * 2 * width
+        vocabulary = self.generation.flops(batch) if self.needs("generation") else 0
         return {
             **super().forward_flops(batch),
             "query_transformer": self.query_transformer.flops(self.encoder.tokens_per_image) * pairs,
             "language_model": language_model_flops(self.language_model, read),
-            "heads": heads + self.generation.flops(batch),
+            "heads": heads + vocabulary,
         }
+
+
+class _Reading(NamedTuple):
+    """What the language model reads of P pairs, T tokens."""
+
+    tokens: Tensor  # [T]
+    positions: Tensor  # [T]
+    starts: Tensor  # [P] place of each one's first token
+    ends: Tensor  # [P] and of its last
 
 
 class _Candidates(NamedTuple):
@@ -266,3 +296,10 @@ def _cosines(images_MQE: Tensor, texts_PE: Tensor) -> Tensor:
     """[P, M], the greatest cosine of each text with the features of each image, in float32."""
     images, texts = (F.normalize(side.float(), dim=-1) for side in (images_MQE, texts_PE))
     return (images @ texts.T).amax(1).T
+
+
+def _within(lengths: list[int], first: int, counts: list[int]) -> Tensor:
+    """Flat places, on the host, of ``counts`` tokens of packed texts of these lengths, from ``first`` on."""
+    lengths_P, counts_P = (torch.tensor(numbers, dtype=torch.int64) for numbers in (lengths, counts))
+    before_P = lengths_P.cumsum(0) - lengths_P + first - (counts_P.cumsum(0) - counts_P)
+    return torch.arange(sum(counts)) + before_P.repeat_interleave(counts_P)

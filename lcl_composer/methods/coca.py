@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -38,8 +38,8 @@ class CoCa(Method):
         encoder: Pixels to patch tokens.
         language_model: The unimodal text decoder: the lower half of the layers.
         vocab_size: Rows V of the captioning head.
-        contrastive_weight: Weight of L_con.
-        captioning_weight: Weight of L_cap.
+        contrastive_weight: Weight of L_con; at 0 neither it nor what it alone reads is computed.
+        captioning_weight: Weight of L_cap; the same.
         multimodal_layers: Layers of the multimodal decoder; null: as many as the language model's.
         num_queries: Tokens of an image that the multimodal decoder attends to.
         logit_scale_init: Inverse temperature at the start; it is learned.
@@ -118,42 +118,65 @@ class CoCa(Method):
 
         Returns:
             ``image_features`` and ``text_features`` [P, E] of the P pairs, not normalised; ``hidden`` [N, E]
-            outputs of the multimodal decoder at the N positions that predict, after norm; ``targets`` [N].
+            outputs of the multimodal decoder at the N positions that predict, after norm; ``targets`` [N]. In
+            training P is 0 while L_con has no weight, and N while L_cap has none.
         """
-        outputs_TE = self.language_model.read(batch)
+        predicting_N, lengths = batch["predicting"], self._decoded(batch)
+        contrasts = self.needs("contrastive")
+        if contrasts:
+            outputs_TE = self.language_model.read(batch)
+            ends_PE = outputs_TE.index_select(0, batch["anchors"])
+            captions_NE = outputs_TE.index_select(0, predicting_N[: sum(lengths)])
+        else:  # no loss reads <end_of_text>
+            outputs_NE = self.language_model.read(_without_ends(batch))
+            ends_PE, captions_NE = outputs_NE[:0], outputs_NE[: sum(lengths)]
         tokens_PnE = self.captioning_pooler(self.patch_tokens(batch))
-        decoded_NE = self.multimodal_decoder(
-            outputs_TE.index_select(0, batch["predicting"]), _captions(batch), tokens_PnE
-        )
+        captioned_PnE = tokens_PnE if lengths else tokens_PnE[:0]
+        contrasted_PnE = tokens_PnE if contrasts else tokens_PnE[:0]
+        decoded_NE = self.multimodal_decoder(captions_NE, lengths, captioned_PnE)
         return {
-            "image_features": self._image_features(tokens_PnE),
-            "text_features": self._text_features(batch, outputs_TE),
+            "image_features": self._image_features(contrasted_PnE),
+            "text_features": self._text_features(ends_PE),
             "hidden": self.captioning.normalise(decoded_NE),
-            "targets": batch["targets"].index_select(0, batch["predicting"]),
+            "targets": batch["targets"].index_select(0, predicting_N[: sum(lengths)]),
         }
 
-    def _text_features(self, batch: PackedBatch, outputs_TE: Tensor) -> Tensor:
-        texts_PE = outputs_TE.index_select(0, batch["anchors"])
-        return self.context_proj(self.context_norm(texts_PE))
+    def _decoded(self, batch: PackedBatch) -> list[int]:
+        """Tokens of each pair that the multimodal decoder reads, none while L_cap has no weight."""
+        return _captions(batch) if self.needs("captioning") else []
+
+    def _text_features(self, ends_PE: Tensor) -> Tensor:
+        """Features [P, E] of the outputs at ``<end_of_text>``."""
+        return self.context_proj(self.context_norm(ends_PE))
 
     def text_features(self, batch: PackedBatch) -> Tensor:
         """Features [P, E] of the texts of P pairs, at ``<end_of_text>``, not normalised."""
-        return self._text_features(batch, self.language_model.read(batch))
+        outputs_TE = self.language_model.read(batch)
+        return self._text_features(outputs_TE.index_select(0, batch["anchors"]))
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part; the heads are two projections a pair and the vocabulary's matrix a target."""
-        pairs, queries = len(batch["anchors"]), len(self.captioning_pooler.query)
-        projections = 2 * pairs * (self.image_proj.weight.numel() + self.context_proj.weight.numel())
+        pairs, queries, lengths = len(batch["anchors"]), len(self.captioning_pooler.query), batch["lengths"]
+        contrasted = pairs if self.needs("contrastive") else 0
+        projections = 2 * contrasted * (self.image_proj.weight.numel() + self.context_proj.weight.numel())
+        vocabulary = self.captioning.flops(batch) if self.needs("captioning") else 0
+        read = lengths if self.needs("contrastive") else _captions(batch)
         return {
             **super().forward_flops(batch),
             "captioning_pooler": self.captioning_pooler.flops(pairs, self.encoder.tokens_per_image),
-            "contrastive_pooler": self.contrastive_pooler.flops(pairs, queries),
-            "language_model": language_model_flops(self.language_model, batch["lengths"]),
-            "multimodal_decoder": self.multimodal_decoder.flops(_captions(batch), queries),
-            "heads": self.captioning.flops(batch) + projections,
+            "contrastive_pooler": self.contrastive_pooler.flops(contrasted, queries),
+            "language_model": language_model_flops(self.language_model, read),
+            "multimodal_decoder": self.multimodal_decoder.flops(self._decoded(batch), queries),
+            "heads": vocabulary + projections,
         }
 
 
 def _captions(batch: PackedBatch) -> list[int]:
     """Tokens of each pair that predict: all but ``<end_of_text>``."""
     return [length - 1 for length in batch["lengths"] if length]
+
+
+def _without_ends(batch: PackedBatch) -> PackedBatch:
+    """The texts without ``<end_of_text>``, which nothing follows: of a batch what a language model reads."""
+    inputs = {name: batch[name].index_select(0, batch["predicting"]) for name in ("tokens", "positions")}
+    return cast(PackedBatch, {**inputs, "lengths": _captions(batch)})

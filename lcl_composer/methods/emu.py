@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch
-from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
+from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules, Readers
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.losses.generation import share
 from lcl_composer.methods.generation import Generation
@@ -41,8 +41,8 @@ class Emu(Method):
         pooler: Patch tokens to image tokens; its latent, which no loss reads, is frozen.
         language_model: Causal LM over text embeddings and image tokens.
         vocab_size: Rows V of the generation head.
-        generation_weight: Weight of L_gen; at 0 it is not computed.
-        regression_weight: Weight of L_reg; at 0 it is not computed.
+        generation_weight: Weight of L_gen; at 0 neither it nor what it alone reads is computed.
+        regression_weight: Weight of L_reg; the same.
         backend: Implementation of the fused generation loss; null: triton on CUDA, torch elsewhere.
     """
 
@@ -69,8 +69,9 @@ class Emu(Method):
         }
 
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
-        """LCL's, with the slots of all images."""
-        return Interleaved(tokenizer, rules, regresses=True)
+        """LCL's without anchors, and with the slots of all images while L_reg has a weight."""
+        generation, regression = (self.terms[name].weight > 0 for name in ("generation", "regression"))
+        return Interleaved(tokenizer, rules, Readers(generation, False, regression))
 
     def forward(self, batch: PackedBatch) -> Outputs:
         """Run the packed batch.
@@ -78,20 +79,25 @@ class Emu(Method):
         Returns:
             ``image_tokens`` [I, K, E]; ``predicted_tokens`` [I, K, E], what the language model expects in
             their place; ``hidden`` [N, E] at the N positions that predict, after norm; ``targets`` [N] int64.
+            In training I is 0 in the first two while L_reg has no weight.
         """
         image_tokens_IKE = self.pooler.proj(self.pooler.values(self.patch_tokens(batch)))
         slots_S = self.slots(batch).flatten()
         outputs_TE = self.language_model.read(batch, image_tokens_IKE.flatten(0, 1), slots_S)
-        before_SE = self.generation.normalise(outputs_TE.index_select(0, slots_S - 1))
+        regressed_IKE, regressed_S = image_tokens_IKE, slots_S
+        if not self.needs("regression"):
+            regressed_IKE, regressed_S = image_tokens_IKE[:0], slots_S[:0]
+        before_SE = outputs_TE.index_select(0, regressed_S - 1)
+        predicted_SE = self.regression_head(self.generation.normalise(before_SE))
         return {
-            "image_tokens": image_tokens_IKE,
-            "predicted_tokens": self.regression_head(before_SE).view_as(image_tokens_IKE),
+            "image_tokens": regressed_IKE,
+            "predicted_tokens": predicted_SE.view_as(regressed_IKE),
             **self.generation.outputs(batch, outputs_TE),
         }
 
     def forward_flops(self, batch: PackedBatch) -> dict[str, int]:
         """Operations by part; the heads are the vocabulary's matrix a target and E x E an image token."""
-        slots = len(batch["read"]) * self.encoder.tokens_per_image
+        slots = len(batch["read"]) * self.encoder.tokens_per_image if self.needs("regression") else 0
         return {
             **super().forward_flops(batch),
             "pooler": pooler_flops(self.pooler, self.encoder.tokens_per_image, batch),

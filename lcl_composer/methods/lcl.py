@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lcl_composer.data.batch import PackedBatch, without_pairs
-from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules
+from lcl_composer.data.interleave import Interleaved, Layout, LayoutRules, Readers
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.methods.contrast import Contrast, ContrastiveLoss
 from lcl_composer.methods.generation import Generation
@@ -32,7 +32,7 @@ class LCL(Method):
         language_model: Causal LM over text embeddings and image tokens.
         vocab_size: Rows V of the generation head.
         contrastive_weight: Weight of L_con; at 0 neither it nor what it alone reads is computed.
-        generation_weight: Weight of L_gen; at 0 it is not computed.
+        generation_weight: Weight of L_gen; the same.
         logit_scale_init: Inverse temperature at the start; it is learned.
         logit_scale_max: The inverse temperature is clamped here.
         contrastive: ``info_nce`` (the paper's), or ``sigmoid`` (SigLIP's, with a learnable bias from -10).
@@ -75,12 +75,11 @@ class LCL(Method):
 
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:
         """The layout of the released code: images as tokens in their places."""
-        return Interleaved(tokenizer, rules)
+        return Interleaved(tokenizer, rules, Readers(generation=self.terms["generation"].weight > 0))
 
     def _seen(self, batch: PackedBatch) -> PackedBatch:
         """What a loss or an evaluation reads of a batch: without L_con neither pairs nor unread images."""
-        needs_pairs = self.terms["contrastive"].weight or not self.training
-        return batch if needs_pairs else without_pairs(batch)
+        return batch if self.needs("contrastive") else without_pairs(batch)
 
     def forward(self, batch: PackedBatch) -> Outputs:
         """Run the packed batch.

@@ -132,7 +132,11 @@ class Method(ComposerModel):
 
     @abstractmethod
     def forward(self, batch: PackedBatch) -> Outputs:
-        """Outputs by name; only what a term will read is computed."""
+        """Outputs by name; only what a term will read is computed, see :meth:`needs`.
+
+        What no term reads is not left out of the graph, as DDP stops at a parameter without a gradient: its
+        networks run on no rows, or on a blank one, and their output has none.
+        """
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -148,6 +152,13 @@ class Method(ComposerModel):
     def group_settings(self, parameter_name: str) -> dict[str, float]:
         """What the optimizer does otherwise to a parameter than the YAML says, such as ``{"lr": 0.1}``."""
         return {}
+
+    def needs(self, *terms: str) -> bool:
+        """Whether what one of these terms reads is to be computed: in training where it has a weight.
+
+        An evaluation may read what a term without a weight would: retrieval does of the contrast.
+        """
+        return not self.training or any(self.terms[name].weight for name in terms)
 
     @property
     def contrast_term(self) -> Term | None:

@@ -7,6 +7,8 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import Sample, bad_sample, collate, num_samples, split_batch
@@ -15,12 +17,15 @@ from lcl_composer.methods.method import Method
 from tests.algorithms.training import as_launched
 from tests.distributed import run_ranks
 from tests.models.tiny import (
+    EMBED_DIM,
     IMAGE_SIZE,
     RULES,
     TOKENIZER,
+    WIDTH,
     batch,
     gradients,
     random_document,
+    random_pair,
     sample,
     tiny_method,
 )
@@ -100,3 +105,28 @@ def assert_every_parameter_gets_a_gradient(model: Method, rows: PackedBatch) -> 
     found = gradients(model)
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
     return found
+
+
+def assert_idle_work_changes_nothing(model: Method, rows: PackedBatch) -> None:
+    """Training leaves out what only terms without a weight read: its gradients are those with all of it."""
+    found = []
+    for training in (False, True):
+        model.train(training).zero_grad()
+        model.loss(model(rows), rows)["total"].backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def assert_operations_are_what_torch_counts(model: Method) -> None:
+    """Of a forward of five pairs, through a causal language model of two layers."""
+    rows = batch([random_pair(index) for index in range(5)], model.layout(TOKENIZER, RULES))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.eval()(rows)
+    # torch counts whole score matrices, of which a causal kernel computes half
+    above_diagonal = sum(n * (n - 1) // 2 for n in rows["lengths"]) * 4 * EMBED_DIM * 2
+    pooler, counted = model.parts.get("pooler"), model.forward_flops(rows)
+    # the query, once a batch: its projection, and the keys' matrix folded into it
+    query = 2 * (WIDTH + WIDTH) * EMBED_DIM if pooler is not None else 0
+    assert sum(counted.values()) + query + above_diagonal == counter.get_total_flops()
+    assert all(counted.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from lcl_composer.errors import ConfigError
 from lcl_composer.methods.blip2 import BLIP2
 from tests import runs
 from tests.algorithms import training
-from tests.methods.global_batch import UNEVEN, mean_over_ranks
+from tests.methods.global_batch import UNEVEN, assert_idle_work_changes_nothing, mean_over_ranks
 from tests.methods.test_hard_negatives import plain_draw
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
@@ -53,6 +53,14 @@ def model_of(**options: Any) -> BLIP2:
     with torch.no_grad():
         model.query_transformer.queries.mul_(50)  # so that which query is the nearest differs by text
     return model
+
+
+#: Which of TERMS have a weight.
+WEIGHTS = [w for w in product((1, 0), repeat=3) if any(w)]
+
+
+def weighted(weights: tuple[int, int, int]) -> BLIP2:
+    return model_of(**{f"{name}_weight": float(w) for name, w in zip(TERMS, weights, strict=True)})
 
 
 def samples_of(count: int) -> list[Sample]:
@@ -199,17 +207,32 @@ def test_grad_cache_restores_the_contrast_of_the_whole_batch(monkeypatch: pytest
     assert not torch.allclose(cut["query_proj.weight"], whole["query_proj.weight"], rtol=1e-2)
 
 
-def test_operations_are_those_that_torch_counts() -> None:
-    model, rows = model_of().requires_grad_(False), batch_of(5)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_operations_are_those_that_torch_counts(weights: tuple[int, int, int]) -> None:
+    """And a loss of weight 0 costs none: no reading of a text, no projection that it alone reads."""
+    model, rows = weighted(weights).requires_grad_(False), batch_of(5)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(model(rows), rows)
     counted = counter.get_total_flops()
     # Torch counts whole squares of attention, and the contrast's and the draw's similarities.
-    lengths = [length for length in rows["lengths"] if length]
-    read = [*lengths, *(length - QUERIES for length in lengths), *lengths, *lengths]
+    contrasts, writes, matches = weights
+    read = [n for n in rows["lengths"] for _ in range(1 + 2) if matches]
+    read += [n - 1 for n in rows["lengths"] if writes and not matches]
+    read += [n - QUERIES for n in rows["lengths"] if contrasts or matches]
     triangles = 4 * EMBED_DIM * 2 * sum(n * n - n * (n + 1) // 2 for n in read)
-    similarities = 2 * 2 * 5 * QUERIES * 5 * EMBED_DIM
+    similarities = (contrasts + matches) * 2 * 5 * QUERIES * 5 * EMBED_DIM
     assert sum(model.forward_flops(rows).values()) == counted - triangles - similarities
+
+
+@pytest.mark.parametrize("weights", WEIGHTS[1:], ids=str)
+@pytest.mark.parametrize("rows", [batch_of(3), bad_batch(2)], ids=["pairs", "all bad"])
+def test_a_loss_of_weight_0_leaves_every_gradient(rows: PackedBatch, weights: tuple[int, int, int]) -> None:
+    model = weighted(weights)
+    assert_idle_work_changes_nothing(model, rows)
+    pairs, outputs = len(rows["anchors"]), model(rows)
+    assert len(outputs["text_features"]) == (pairs if weights[0] or weights[2] else 0)
+    assert len(outputs["matched"]) == (pairs if weights[2] else 0)
+    assert [len(model.eval()(rows)[name]) for name in ("image_features", "matched")] == [pairs, pairs]
 
 
 def values_of(data: Path, **changes: Any) -> dict[str, Any]:

@@ -23,7 +23,13 @@ from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.methods.clip import CLIP
 from lcl_composer.models.encoder import TimmEncoder
 from lcl_composer.models.open_clip import to_open_clip
-from tests.methods.global_batch import UNEVEN, assert_every_parameter_gets_a_gradient, mean_over_ranks
+from lcl_composer.models.pooler import AttentivePooler
+from tests.methods.global_batch import (
+    UNEVEN,
+    assert_every_parameter_gets_a_gradient,
+    assert_operations_are_what_torch_counts,
+    mean_over_ranks,
+)
 from tests.methods.open_clips import same_clips
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
@@ -31,6 +37,7 @@ from tests.models.tiny import (
     IMAGE,
     RULES,
     TOKENIZER,
+    WIDTH,
     bad_batch,
     document,
     gradients,
@@ -147,6 +154,13 @@ def test_features_are_open_clips_for_the_same_weights() -> None:
     weights = {name: tensor for name, tensor in theirs.state_dict().items() if name != "attn_mask"}
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("contrastive", ["info_nce", "sigmoid"])
+@pytest.mark.parametrize("pooled", [False, True], ids=["class token", "pooler"])
+def test_operations_are_what_torch_counts(pooled: bool, contrastive: Any) -> None:
+    pooler = AttentivePooler(WIDTH, EMBED_DIM, num_heads=4) if pooled else None
+    assert_operations_are_what_torch_counts(model_of(pooler=pooler, contrastive=contrastive))
 
 
 @pytest.mark.slow

@@ -20,7 +20,12 @@ from lcl_composer.data.paired import Paired
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.coca import CoCa
 from tests import runs
-from tests.methods.global_batch import UNEVEN, assert_every_parameter_gets_a_gradient, mean_over_ranks
+from tests.methods.global_batch import (
+    UNEVEN,
+    assert_every_parameter_gets_a_gradient,
+    assert_idle_work_changes_nothing,
+    mean_over_ranks,
+)
 from tests.methods.whole_runs import assert_resumes_exactly, settings
 from tests.models.tiny import (
     EMBED_DIM,
@@ -131,14 +136,37 @@ def test_microbatches_add_up_to_contrasts_of_their_own() -> None:
         torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_operations_are_what_torch_counts() -> None:
-    model, rows = model_of().eval(), batch_of(4)
+WEIGHTS = [(1.0, 2.0), (0.0, 2.0), (1.0, 0.0)]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_operations_are_what_torch_counts(weights: tuple[float, float]) -> None:
+    """And a loss of weight 0 costs none, but that of a blank token which keeps the decoder in the graph."""
+    model = model_of(contrastive_weight=weights[0], captioning_weight=weights[1])
+    rows, contrasts, captions = batch_of(4), weights[0] > 0, weights[1] > 0
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(rows)["hidden"] @ model.generation_head.weight.T
+        model.loss(model(rows), rows)
+    counted = model.forward_flops(rows)
+    assert (counted["contrastive_pooler"] > 0, counted["multimodal_decoder"] > 0) == (contrasts, captions)
+    layer: Any = model.multimodal_decoder.layers[0]
+    blank = 0 if captions else 2 * (layer.self_attention.flops([1]) + layer.feed_forward.flops(1))
     queries = 2 * (3 + 1) * model.captioning_pooler.q.weight.numel()  # of both poolers, once a batch
+    similarities = 2 * 4 * 4 * EMBED_DIM if contrasts else 0
     # torch counts whole score matrices, of which a causal kernel computes half
-    above = sum(4 * n * (n - 1) // 2 * EMBED_DIM * 2 for long in rows["lengths"] for n in (long, long - 1))
-    assert sum(model.forward_flops(rows).values()) + queries + above == counter.get_total_flops()
+    run = [n if contrasts else n - 1 for n in rows["lengths"]]
+    run += [n - 1 for n in rows["lengths"] if captions]
+    above = sum(4 * n * (n - 1) // 2 * EMBED_DIM * 2 for n in run)
+    assert sum(counted.values()) + blank + queries + similarities + above == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS[1:], ids=str)
+@pytest.mark.parametrize("rows", [batch_of(3), bad_batch(2)], ids=["pairs", "all bad"])
+def test_a_loss_of_weight_0_leaves_every_gradient(rows: PackedBatch, weights: tuple[float, float]) -> None:
+    model = model_of(contrastive_weight=weights[0], captioning_weight=weights[1])
+    assert_idle_work_changes_nothing(model, rows)
+    pairs = len(rows["anchors"])
+    assert len(model(rows)["image_features"]) == (pairs if weights[0] else 0)
+    assert len(model.eval()(rows)["image_features"]) == pairs  # an evaluation may read them
 
 
 @pytest.mark.slow
@@ -150,7 +178,9 @@ def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
 
 
 def values_of(data: Path, **method: Any) -> dict[str, Any]:
-    grad_cache = {"device_train_microbatch_size": 2, "algorithms": {"grad_cache": {}}}
+    late = {"start": 0.0, "end": 1.0, "begin": "4ba", "until": "4ba"}
+    algorithms = {"grad_cache": {}, "contrastive_weight": late}
+    grad_cache = {"device_train_microbatch_size": 2, "algorithms": algorithms}
     values = settings(data, {"name": "coca", "num_queries": 3, **method}, **grad_cache)
     values["model"]["pooler"] = None
     return values
@@ -158,6 +188,7 @@ def values_of(data: Path, **method: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_run_with_grad_cache_resumes_exactly(pair_data: Path, tmp_path: Path) -> None:
+    """The contrast begins on the way: until then it is neither computed nor cached, and is evaluated."""
     assert_resumes_exactly(tmp_path, values_of(pair_data))
 
 

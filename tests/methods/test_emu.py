@@ -15,11 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lcl_composer.data.batch import IGNORE, PackedBatch
-from lcl_composer.data.interleave import Interleaved
+from lcl_composer.data.interleave import Interleaved, Readers
 from lcl_composer.methods.emu import Emu
 from tests.methods.global_batch import (
     UNEVEN,
     assert_every_parameter_gets_a_gradient,
+    assert_idle_work_changes_nothing,
     assert_microbatches_agree,
     assert_ranks_agree,
 )
@@ -39,7 +40,7 @@ from tests.models.tiny import (
     tiny_method,
 )
 
-LAYOUT = Interleaved(TOKENIZER, RULES, regresses=True)
+LAYOUT = Interleaved(TOKENIZER, RULES, Readers(contrast=False, regression=True))
 TEXT, LEADING = document("1 2 3", name="text"), document(IMAGE, "3 4", name="leading")
 TRAILING, PICTURE = document("5 6", IMAGE, name="trailing"), document(IMAGE, name="picture")
 
@@ -139,11 +140,22 @@ def test_uneven_ranks_have_the_gradient_of_one_process(ranks: int) -> None:
     assert_ranks_agree(Emu, ranks)
 
 
-def test_a_forward_is_what_torch_counts() -> None:
-    model, rows = model_of().eval(), random_batch(6, LAYOUT)
+@pytest.mark.parametrize(
+    ("weights", "lengths", "images"),
+    [((1.0, 1.0), [8, 5, 8, 4], 3), ((0.0, 1.0), [8, 5, 5, 1], 3), ((1.0, 0.0), [3, 0, 8, 4], 1)],
+    ids=str,
+)
+def test_a_forward_is_what_torch_counts(
+    weights: tuple[float, float], lengths: list[int], images: int
+) -> None:
+    """And neither tokens nor images are there that only a loss of weight 0 would read."""
+    model = model_of(generation_weight=weights[0], regression_weight=weights[1])
+    documents = [TRAILING, PICTURE, LEADING, TEXT]
+    rows = batch(documents, model.layout(TOKENIZER, RULES))
+    assert (rows["lengths"], len(rows["pixel_values"])) == (lengths, images)
+    assert_idle_work_changes_nothing(model, rows)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        outputs = model(rows)
-        outputs["hidden"] @ model.generation_head.weight.T
+        model.loss(model(rows), rows)
     # torch counts whole score matrices, of which a causal kernel computes half
     above_diagonal = sum(n * (n - 1) // 2 for n in rows["lengths"]) * 4 * EMBED_DIM * 2
     assert sum(model.forward_flops(rows).values()) + above_diagonal == counter.get_total_flops()

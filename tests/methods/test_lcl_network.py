@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.document import Document
 from lcl_composer.methods.lcl import LCL
+from tests.methods.global_batch import assert_idle_work_changes_nothing
 from tests.models.tiny import (
     EMBED_DIM,
     IMAGE,
+    RULES,
+    TOKENIZER,
     TOKENS_PER_IMAGE,
     bad_batch,
     batch,
@@ -69,13 +72,7 @@ def test_the_heads_run_on_nothing_but_their_positions():
 def test_without_a_contrast_nothing_runs_for_it(rows: list[Document]):
     """The gradients are those of the network that computes everything, as evaluations do."""
     model, packed = tiny_model(contrastive_weight=0.0), batch(rows)
-    found = []
-    for training in (False, True):
-        model.train(training).zero_grad()
-        model.loss(model(packed), packed)["total"].backward()
-        found.append(gradients(model))
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+    assert_idle_work_changes_nothing(model, packed)
     read = sum(start >= 0 for start in packed["image_starts"].tolist())
     encoder = model.encoder.backbone.patch_embed
     images: list[int] = []
@@ -84,6 +81,20 @@ def test_without_a_contrast_nothing_runs_for_it(rows: list[Document]):
     assert images == [max(read, 1)]  # a blank one where none is read
     assert model.forward_flops(packed)["encoder"] == read * model.image_flops()
     assert len(model.eval()(packed)["image_features"]) == len(packed["paired"]) > 0
+
+
+def test_without_generation_nothing_is_laid_out_for_it():
+    """Tokens behind the last anchor, and images that only they read; the contrast is the same."""
+    model, rows = tiny_model(generation_weight=0.0), [LEADING, TRAILING, MIDDLE, TEXT]
+    whole, cut = batch(rows), batch(rows, model.layout(TOKENIZER, RULES))
+    assert (whole["lengths"], cut["lengths"]) == ([8, 4, 11, 4], [1, 4, 4, 1])
+    assert (len(whole["pixel_values"]), len(cut["pixel_values"])) == (3, 2)
+    losses, grads = losses_and_gradients(model, whole)
+    model.zero_grad()
+    found, found_grads = losses_and_gradients(model, cut)
+    torch.testing.assert_close(found["total"], losses["total"], rtol=1e-5, atol=1e-6)
+    for name, gradient in grads.items():
+        torch.testing.assert_close(found_grads[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_slots_hold_the_images_of_their_own_document():
