@@ -289,7 +289,15 @@ def check_start(
     documents = digest_of_documents(source.folder for source in loader.dataset.streams)
     settings = config.model_dump(mode="json")
     encoder = {"recipe": model.encoder.recipe, "weights": model.encoder.weights}
-    now = Begun(config.run_name, settings, documents, digest_of_tokenizer(tokenizer), encoder=encoder)
+    target: Any = model.parts.get("target_encoder")
+    now = Begun(
+        config.run_name,
+        settings,
+        documents,
+        digest_of_tokenizer(tokenizer),
+        encoder=encoder,
+        target=target.weights if target is not None else "",
+    )
     if start.path and start.begun:
         check_resume(start.path, start.begun, now)
     path = start.path or config.load_path

@@ -35,6 +35,7 @@ class Begun:
         stepped: Names of the parameters that have a state of the optimizer.
         encoder: ``recipe`` and ``weights`` of the encoder as it was built, see
             :class:`lcl_composer.models.encoder.Encoder`; empty in older checkpoints.
+        target: Digest of the weights that ``model.target_encoder`` came with; "" for none.
     """
 
     run_name: str
@@ -44,6 +45,7 @@ class Begun:
     ended: bool = False
     stepped: tuple[str, ...] = ()
     encoder: dict[str, Any] = field(default_factory=dict)
+    target: str = ""
 
     @staticmethod
     def of(contents: dict[str, Any], run_name: str = "", stepped: Iterable[str] = ()) -> Begun:
@@ -56,6 +58,7 @@ class Begun:
             ended=contents.get("ended", False),
             stepped=tuple(stepped),
             encoder=contents.get("encoder", {}),
+            target=contents.get("target", ""),
         )
 
 

@@ -163,7 +163,7 @@ methods: Registry[Any] = Registry(
         "vqa": "lcl_composer.methods.caption:VQA",
     },
     dropins="methods",
-    injected=("encoder", "pooler", "language_model", "vocab_size", "classes"),
+    injected=("encoder", "pooler", "language_model", "target_encoder", "vocab_size", "classes"),
 )
 poolers: Registry[Any] = Registry(
     "pooler", {"attentive": "lcl_composer.models.pooler:AttentivePooler"}, injected=("width", "embed_dim")

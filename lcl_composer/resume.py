@@ -36,7 +36,7 @@ _APPLIED = {
     r"data\.train\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)": "the same data",
     r"data\.train\.(streams\.[^.]+\.)?(local|remote|split)": "the same documents lie there",
     r"tokenizer\.path": "the same tokenizer lies there",
-    r"model\.encoder\.(folder|weights)": "the same weights lie there",
+    r"model\.(target_)?encoder\.(folder|weights)": "the same weights lie there",
     r"method\.backend|model\.\w+\.gradient_checkpointing": "the same numbers, up to rounding",
     r"model\..*(drop|dropout|drop_rate|pdrop|drop_path_rate)": "from the next batch on",
     r"precision|tf32": "from the next batch on",
@@ -111,7 +111,9 @@ def check_resume(path: str, begun: Begun, now: Begun) -> list[Change]:
     if begun.tokenizer != now.tokenizer:
         refused.append(f"another tokenizer ({_place(now.settings, 'tokenizer')} holds other ids)")
     if begun.encoder and begun.encoder["weights"] != now.encoder.get("weights"):
-        refused.append(f"another encoder ({_encoder(now.settings)} holds other weights)")
+        refused.append(f"another encoder ({_encoder(now.settings, 'encoder')} holds other weights)")
+    if begun.target != now.target:
+        refused.append(f"another target ({_encoder(now.settings, 'target_encoder')} holds other weights)")
     if begun.documents != now.documents:
         refused.append("other documents (the indices of data.train's shards changed)")
     if refused:
@@ -150,10 +152,10 @@ def _place(settings: Mapping[str, Any], key: str) -> str:
     return str(component.get("path") or component.get("pretrained") or component.get("name"))
 
 
-def _encoder(settings: Mapping[str, Any]) -> str:
-    encoder = settings["model"]["encoder"]
-    places = (encoder.get(key) for key in ("folder", "weights", "model", "pretrained"))
-    return next((f"model.encoder's {place}" for place in places if isinstance(place, str)), "model.encoder")
+def _encoder(settings: Mapping[str, Any], key: str) -> str:
+    encoder = settings["model"].get(key) or {}
+    places = (encoder.get(name) for name in ("folder", "weights", "model", "pretrained"))
+    return next((f"model.{key}'s {place}" for place in places if isinstance(place, str)), f"model.{key}")
 
 
 def table(name: str, batch: int, found: list[Change]) -> str:

@@ -50,6 +50,7 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
+    yield from _target_problems(run)
     model = run.model.language_model
     if model is None:
         return
@@ -60,6 +61,25 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
             ("data", "max_tokens"),
             f"is {run.data.max_tokens}, beyond the language model's {positions} positions; lower it or raise "
             "model.language_model.max_position_embeddings",
+        )
+
+
+def _target_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+    """A target of another image size, and algorithms that freeze it or change what the encoder sees."""
+    target = run.model.target_encoder
+    if target is None:
+        return
+    image_size = _setting(encoders, target, "image_size", run.data.image_size)
+    if image_size != run.data.image_size:
+        text = f"takes {image_size} pixels, but data.image_size is {run.data.image_size}; take one of those"
+        yield ("model", "target_encoder"), text
+    for name in sorted({"feature_cache", "image_resolution", "patch_dropout"} & set(run.algorithms)):
+        text = "changes which patches the encoder sees, and model.target_encoder hides some; remove one"
+        yield ("algorithms", name), text
+    if "target_encoder" in run.algorithms.get("layer_freezing", {}).get("parts", ()):
+        yield (
+            ("algorithms", "layer_freezing", "parts"),
+            "names target_encoder, which is frozen as it is; remove it",
         )
 
 
@@ -166,7 +186,7 @@ def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     if methods.problems(run.method.spec()):  # reported where they stand
         return
     takes = methods.injectable(name)
-    for part in ("pooler", "language_model"):
+    for part in ("pooler", "language_model", "target_encoder"):
         given = getattr(run.model, part) is not None
         if part in takes and takes[part].default is inspect.Parameter.empty and not given:
             yield ("model", part), f"missing; the method {name!r} needs it"

@@ -24,6 +24,7 @@ COMPONENTS: dict[Key, Registry[Any]] = {
     ("model", "encoder"): registry.encoders,
     ("model", "pooler"): registry.poolers,
     ("model", "language_model"): registry.language_models,
+    ("model", "target_encoder"): registry.encoders,
     ("method",): registry.methods,
     ("tokenizer",): registry.tokenizers,
     ("optimizer",): registry.optimizers,

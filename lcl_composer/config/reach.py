@@ -84,7 +84,8 @@ def _fetched(run: RunConfig) -> Iterator[str]:
     yield from (remote for _, remote, _ in _streams(run) if remote)
     if run.load_path:
         yield run.load_path
-    parts = [run.tokenizer, run.model.encoder, run.model.language_model]
+    model = run.model
+    parts = [run.tokenizer, model.encoder, model.language_model, model.target_encoder]
     for spec in (part.spec() for part in parts if part is not None):
         for key in _PRETRAINED:
             if spec.get(key) and not isinstance(spec[key], dict):

@@ -85,6 +85,8 @@ class ModelConfig(Section):
     """Patch tokens to the image's latent, and to the tokens that the language model reads."""
     language_model: Component | None = None
     """The causal language model."""
+    target_encoder: Component | None = None
+    """A frozen encoder whose features a method predicts; it is never trained."""
 
 
 class SourceConfig(Section):

@@ -29,6 +29,7 @@ class PackedBatch(TypedDict):
     image_starts: Tensor  # [I] int64; flat position of the image's first token, -1: no loss sees its tokens
     anchors: Tensor  # [I] int64; flat position of its <start_of_img>, -1: takes no part in L_con
     seeds: Tensor  # [I] int64; what a method draws from on the device: keyed on seed, epoch and document
+    hidden_patches: Tensor  # [I, n] int64; numbers of an image's n patches that the encoder must not see
     images_per_document: Tensor  # [D] int64; sums to I
     lengths: list[int]  # [D] tokens of each document; a bad one has 0
     predicting: Tensor  # [N] int64; positions whose target is not IGNORE

@@ -22,6 +22,7 @@ class Sample(TypedDict):
     image_starts: np.ndarray  # [I] int64; position in this document or -1
     anchors: np.ndarray  # [I] int64; position in this document or -1
     seeds: np.ndarray  # [I] int64; 0 where the method draws nothing
+    hidden_patches: np.ndarray  # [I, n] int64; n is 0 where the encoder sees all
     pixel_values: Tensor  # [I, 3, H, W] uint8, or [I, K, W] cached patch tokens
     problem: str  # why the sample is bad, empty if it is not
 
@@ -35,6 +36,9 @@ def make_sample(document_id: str, layout: TokenLayout, pixel_values: Tensor) -> 
         image_starts=layout.image_starts,
         anchors=layout.anchors,
         seeds=np.zeros_like(layout.images) if layout.seeds is None else layout.seeds,
+        hidden_patches=_none_hidden(len(layout.images))
+        if layout.hidden_patches is None
+        else layout.hidden_patches,
         pixel_values=pixel_values,
         problem="",
     )
@@ -54,6 +58,7 @@ def bad_sample(document_id: str, problem: str, image_size: int, like: Tensor | N
         image_starts=empty,
         anchors=empty,
         seeds=empty,
+        hidden_patches=_none_hidden(0),
         pixel_values=pixels,
         problem=problem,
     )
@@ -81,6 +86,7 @@ def collate(samples: Sequence[Sample]) -> PackedBatch:
         image_starts=image_starts,
         anchors=anchors,
         seeds=_flat([s["seeds"] for s in samples]),
+        hidden_patches=_rows([s["hidden_patches"] for s in samples]),
         images_per_document=torch.tensor([len(s["pixel_values"]) for s in samples], dtype=torch.int64),
         lengths=lengths,
         **places._asdict(),
@@ -178,6 +184,7 @@ def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
         image_starts=image_starts,
         anchors=anchors,
         seeds=batch["seeds"][images].clone(),
+        hidden_patches=batch["hidden_patches"][images].clone(),
         images_per_document=batch["images_per_document"][first:last].clone(),
         lengths=batch["lengths"][first:last],
         **places._asdict(),
@@ -185,6 +192,15 @@ def _slice(batch: PackedBatch, first: int, last: int) -> PackedBatch:
         totals=batch["totals"],
         ids=batch["ids"][first:last],
     )
+
+
+def _none_hidden(images: int) -> np.ndarray:
+    return np.zeros((images, 0), dtype=np.int64)
+
+
+def _rows(arrays: Sequence[np.ndarray]) -> Tensor:
+    """[I, n] of arrays [i, n]; one of a sample without images may be of another width."""
+    return torch.from_numpy(np.concatenate([a for a in arrays if len(a)] or [_none_hidden(0)]))
 
 
 def _flat(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -78,6 +78,8 @@ class TokenLayout:
         cut_tokens: Text tokens left out because the document is longer than the context.
         cut_images: Images left out for the same reason.
         seeds: What the method draws from for each image on the device, int64 [I]; None: it draws nothing.
+        hidden_patches: Numbers of the n patches of each image that the encoder must not see, int64 [I, n];
+            None: it sees all.
     """
 
     tokens: np.ndarray
@@ -88,6 +90,7 @@ class TokenLayout:
     cut_tokens: int
     cut_images: int
     seeds: np.ndarray | None = None
+    hidden_patches: np.ndarray | None = None
 
 
 class Readers(NamedTuple):

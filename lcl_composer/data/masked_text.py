@@ -1,4 +1,4 @@
-"""Token layout of masked modelling: images in their places, and some of the text hidden."""
+"""Token layout of masked modelling: images in their places, some of the text hidden, and of their patches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document
+from lcl_composer.data.hidden_patches import HiddenPatches
 from lcl_composer.data.interleave import LayoutRules, TokenLayout, put_in_order
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 
@@ -25,19 +26,21 @@ class MaskedText:
         rules: How to lay out.
         ratio: Share of the text tokens hidden beside images, rounded, at least one token.
         text_ratio: The same in a document without images.
+        patches: Which patches of each image are hidden; None: images are whole.
     """
 
     tokenizer: Tokenizer
     rules: LayoutRules
     ratio: float
     text_ratio: float
+    patches: HiddenPatches | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError if the context cannot hold an image and a text."""
         self.rules.check_room(self.rules.tokens_per_image)
 
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
-        """Lay out a document; ``rng`` draws the sides of floating images, then the tokens to hide."""
+        """Lay out a document; ``rng`` draws sides of floating images, then what to hide: tokens, patches."""
         sequence = put_in_order(document, self.tokenizer, self.rules, rng)
         tokens = np.array(sequence.tokens if sequence.text_tokens else [], dtype=np.int64)
         starts = sequence.starts if sequence.text_tokens else []
@@ -54,4 +57,5 @@ class MaskedText:
             anchors=np.full(len(starts), -1),
             cut_tokens=sequence.cut_tokens,
             cut_images=sequence.cut_images,
+            hidden_patches=self.patches.draw(len(starts), rng) if self.patches else None,
         )

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from lcl_composer import registry
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.errors import ConfigError, DataError, LCLError
 
 if TYPE_CHECKING:
-    from lcl_composer.config.schema import RunConfig
+    from lcl_composer.config.schema import Component, RunConfig
     from lcl_composer.data.tokenizer import Tokenizer
     from lcl_composer.methods.method import Method
+    from lcl_composer.models.encoder import Encoder
     from lcl_composer.models.language_model import TransformersLM
 
 
@@ -64,7 +65,17 @@ def build_model(config: RunConfig, vocab_size: int, classes: tuple[str, ...] | N
     if config.model.pooler is not None:
         pooler = config.model.pooler.spec()
         networks["pooler"] = registry.poolers.build(pooler, width=width, embed_dim=embed_dim)
+    if config.model.target_encoder is not None:
+        networks["target_encoder"] = _build_target(config.model.target_encoder)
     return registry.methods.build(config.method.spec(), vocab_size=vocab_size, classes=classes, **networks)
+
+
+def _build_target(component: Component) -> Encoder:
+    """The encoder whose features are predicted; what encoders say of theirs, it says of its own settings."""
+    try:
+        return registry.encoders.build(component.spec())
+    except LCLError as error:
+        raise type(error)(str(error).replace("model.encoder", "model.target_encoder")) from error
 
 
 def model_on_meta(config: RunConfig) -> tuple[Method, Tokenizer, str]:

@@ -87,7 +87,7 @@ class Method(ComposerModel):
     A subclass sets :attr:`part_names`, and in its constructor the modules of those names and :attr:`terms`;
     it writes :meth:`layout`, :meth:`forward` and :meth:`forward_flops`.
     Its constructor's parameters are the settings of ``method:`` in a YAML; ``encoder``, ``pooler``,
-    ``language_model`` and ``vocab_size`` are handed in where it has a parameter of that name.
+    ``language_model``, ``target_encoder`` and ``vocab_size`` are handed in where it has such a parameter.
     """
 
     #: Attributes that hold the parts, in the order in which data flow through them.

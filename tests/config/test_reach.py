@@ -37,6 +37,12 @@ def test_the_servers_that_get_its_metrics(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+def test_the_encoder_that_is_a_target(tmp_path: Path) -> None:
+    target = {"name": "exported", "folder": "/target"}
+    model = settings(tmp_path)["model"] | {"target_encoder": target}
+    assert ("fetches or reads", "/target") in reached(tmp_path, method={"name": "masked"}, model=model)
+
+
 def test_remotes_folders_and_caches_of_every_part(tmp_path: Path) -> None:
     rows = reached(
         tmp_path,

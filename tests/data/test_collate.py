@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,6 +41,7 @@ def sample(kind: str, index: int) -> Sample:
         return bad_sample(name, "broken", 4)
     layout = lay_out(document(*KINDS[kind], name=name), NumberTokenizer(), RULES, rng())
     pixels = [torch.full((3, 4, 4), 10 * index + int(i), dtype=torch.uint8) for i in layout.images]
+    layout = replace(layout, hidden_patches=np.array([[index, int(i)] for i in layout.images]).reshape(-1, 2))
     return make_sample(
         name, layout, torch.stack(pixels) if pixels else torch.zeros(0, 3, 4, 4, dtype=torch.uint8)
     )
@@ -59,6 +62,7 @@ def unpack(batch: PackedBatch) -> list[dict[str, object]]:
                 "starts": [int(p) - start if p >= 0 else -1 for p in batch["image_starts"][images]],
                 "anchors": [int(p) - start if p >= 0 else -1 for p in batch["anchors"][images]],
                 "pixels": batch["pixel_values"][images].tolist(),
+                "hidden": batch["hidden_patches"][images].tolist(),
             }
         )
     assert image == len(batch["pixel_values"]) == len(batch["anchors"]) == len(batch["image_starts"])
@@ -87,6 +91,7 @@ def test_collate_keeps_each_document(names: list[str]):
         assert got["starts"] == s["image_starts"].tolist()
         assert got["anchors"] == s["anchors"].tolist()
         assert got["pixels"] == s["pixel_values"].tolist()
+        assert got["hidden"] == s["hidden_patches"].tolist()
     targets = sum(int((s["targets"] != IGNORE).sum()) for s in samples)
     anchored = sum(int((s["anchors"] >= 0).sum()) for s in samples)
     read = sum(int((s["image_starts"] >= 0).sum()) for s in samples)

@@ -34,6 +34,7 @@ def make_batch(documents: int, seed: int = 0, prefix: str = "doc") -> PackedBatc
         image_starts=image_starts,
         anchors=anchors,
         seeds=torch.zeros(documents, dtype=torch.int64),
+        hidden_patches=torch.zeros(documents, 0, dtype=torch.int64),
         images_per_document=torch.ones(documents, dtype=torch.int64),
         lengths=[TOKENS_PER_DOCUMENT] * documents,
         **places._asdict(),

@@ -82,11 +82,12 @@ def test_a_document_without_text_is_empty() -> None:
     assert len(layout.tokens) == len(layout.images) == len(layout.targets) == 0
 
 
-def plain_loss(model: Masked, rows: PackedBatch) -> Tensor:
-    """Transformers' own attention under a mask of zeros, each document by itself."""
+def plain_loss(model: Masked, rows: PackedBatch, tokens: Tensor | None = None) -> Tensor:
+    """Transformers' own attention under a mask of zeros, each document by itself, of these patch tokens."""
     theirs = AutoModel.from_config(model.language_model.backbone.config, attn_implementation="sdpa").double()
     theirs.load_state_dict(model.language_model.backbone.state_dict())
-    images = model.pooler.proj(model.pooler.values(model.encoder(rows["pixel_values"])))
+    tokens = model.encoder(rows["pixel_values"]) if tokens is None else tokens
+    images = model.pooler.proj(model.pooler.values(tokens))
     losses = []
     for begin, end in pairwise(rows["cu_seqlens"].tolist()):
         embeddings = list(theirs.get_input_embeddings()(rows["tokens"][begin:end]))
