@@ -47,8 +47,8 @@ class Masked(Method):
     2211.07636, section 2), a negative cosine, with 1 added so that it is not below 0. t sees the whole image
     under its own pixel normalisation, in eval mode; it is never trained.
 
-    Without a target, which from scratch there is not, images are given whole and learn from the text that
-    they help to predict. The networks are LCL's, not BEiT-3's Multiway Transformer, so that methods are
+    Without a target (from scratch there is none) images are given whole and learn from the text that they
+    help to predict. The networks are LCL's, not BEiT-3's Multiway Transformer, so that methods are
     compared with one encoder; hidden patches are predicted from their image alone, as the encoder reads no
     text.
 

@@ -33,6 +33,7 @@ from lcl_composer.methods.flamingo import Flamingo
 from lcl_composer.methods.lcl import LCL
 from lcl_composer.methods.masked import Masked
 from lcl_composer.methods.method import Method
+from tests.methods.test_masked_images import masked_images
 from tests.methods.test_retrieve import FORMS as RETRIEVE_FORMS
 from tests.methods.test_retrieve import model_of as retrieve_of
 from tests.models.tiny import (
@@ -60,6 +61,7 @@ METHODS = {
     "emu": Emu,
     "flamingo": Flamingo,
     "masked": Masked,
+    "masked images": masked_images,
 }
 PAIRS = [document("1 2 3", IMAGE, name="a"), document("4 5", IMAGE, name="b")]
 PAIR_BATCHES = {
