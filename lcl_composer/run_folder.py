@@ -196,10 +196,17 @@ class RunFolder:
         """Write down where the newest checkpoint lies."""
         _write(self.folder / _NEWEST, {"path": path, "batch": batch})
 
-    def note_end(self, batch: int, evaluation: dict[str, Any]) -> None:
-        """Mark the run as finished after ``batch`` batches, with what was measured and left."""
+    def note_end(self, batch: int, evaluation: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Mark the run as finished after ``batch`` batches, with what was measured and left.
+
+        Args:
+            batch: Where it stands.
+            evaluation: What was measured.
+            inputs: What it read, as :func:`lcl_composer.inputs.digests_of` says.
+        """
         results = [name for name in _RESULTS if (self.folder / name).exists()]
-        _write(self.folder / _FINISHED, {"batch": batch, "evaluation": evaluation, "results": results})
+        mark = {"batch": batch, "evaluation": evaluation, "inputs": inputs, "results": results}
+        _write(self.folder / _FINISHED, mark)
 
     def finished(self, batch: int, evaluation: dict[str, Any]) -> bool:
         """Whether the run was finished after ``batch`` batches, measured so, and has its results yet."""
@@ -209,6 +216,28 @@ class RunFolder:
             return same and all((self.folder / name).exists() for name in mark["results"])
         except (OSError, ValueError, LookupError, TypeError):
             return False
+
+    def check_inputs(self, evaluation: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Refuse files that are not those that a finished run read, where it noted them.
+
+        Args:
+            evaluation: What is to be measured; if it is something else, it may read other files.
+            inputs: What lies there now, as :func:`lcl_composer.inputs.digests_of` says.
+
+        Raises:
+            DataError: Names, in a line, the settings whose files changed.
+        """
+        try:
+            mark = json.loads((self.folder / _FINISHED).read_text())
+            before, same = dict(mark.get("inputs", {})), mark.get("evaluation") == evaluation
+        except (OSError, ValueError, TypeError, AttributeError):
+            return
+        other = [key for key, digest in inputs.items() if before.get(key, digest) != digest]
+        if other := [key for key in other if same or not key.startswith("evaluation.")]:
+            raise DataError(
+                f"{self.folder} is finished, and what {', '.join(other)} names has changed since: bring that "
+                "back, or remove the folder to train anew"
+            )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

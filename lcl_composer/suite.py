@@ -6,7 +6,6 @@ is another run. A run that is finished is not launched again, one that was cut o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import signal
@@ -25,10 +24,9 @@ from yaml import YAMLError
 from lcl_composer.build import run_of
 from lcl_composer.config import ComposedConfig, compose
 from lcl_composer.config.core_schema import parse_yaml
+from lcl_composer.entrants import Entrant
 from lcl_composer.errors import ConfigError, DataError, LCLError, one_line
-from lcl_composer.json_data import load_json
-from lcl_composer.links import refuse_links
-from lcl_composer.registry import encoders
+from lcl_composer.inputs import digests_of
 from lcl_composer.resume import Change, changes
 
 #: Exit codes above this are of a run that was asked to stop.
@@ -41,27 +39,9 @@ _DIGEST = 8
 #: encoder's place, stand for what the digest in the run's name says.
 _ANY = (
     r"run_name|save_\w+|autoresume|progress_bar|log_to_console|dist_timeout|loggers\..*|evaluation\..*|"
-    r"data\.\w+\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)|model\.encoder\.folder"
+    r"data\.\w+\.(num_workers|predownload|cache_limit|download_\w+|validate_hash)|"
+    r"model\.encoder\.(folder|weights|model|pretrained)"
 )
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """An encoder that is evaluated.
-
-    Attributes:
-        label: Its column; encoders of one label are one kind, such as seeds of a recipe, and are averaged.
-        name: In the names of its runs.
-        spec: What ``model.encoder`` becomes.
-        digest: SHA-256 of its files, or of the settings where it has none.
-        image_size: Side of its images in pixels, where the folder or the settings say so.
-    """
-
-    label: str
-    name: str
-    spec: dict[str, Any]
-    digest: str
-    image_size: int | None = None
 
 
 @dataclass
@@ -96,8 +76,7 @@ class Job:
     def overrides(self) -> list[str]:
         """What is laid over the YAML, the run's name apart."""
         laid = [f"model.encoder={json.dumps(_instead(self._own_encoder, self.entrant.spec))}"]
-        if self.entrant.image_size is not None:
-            laid.append(f"data.image_size={self.entrant.image_size}")
+        laid.append(f"data.image_size={self.entrant.image_size}")
         if self.seed is not None:
             laid += [f"seed={self.seed}", f"data.train.shuffle_seed={self.seed}"]
         return [*laid, *self.settings]
@@ -130,74 +109,6 @@ def _instead(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def _are_mappings(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
-
-
-def read_entrants(arguments: Sequence[str]) -> list[Entrant]:
-    """The encoders that are named: ``FOLDER`` or, as in ``model.encoder``, ``{name: ..., ...}``.
-
-    ``LABEL=`` may stand before either.
-
-    Raises:
-        ConfigError: If one cannot be ``model.encoder``, is named twice, or two share a label unasked.
-        DataError: If a folder is no exported encoder.
-    """
-    found: list[Entrant] = []
-    given: dict[str, bool] = {}
-    for argument in arguments:
-        label, text = _split_label(argument)
-        entrant = _of_settings(label, text) if text.startswith("{") else _of_folder(label, Path(text))
-        if any(entrant.digest == other.digest for other in found):
-            raise ConfigError(f"{argument}: the same encoder is named twice; leave one out")
-        if entrant.label in given and not (label and given[entrant.label]):
-            raise ConfigError(
-                f"{argument}: another encoder is called {entrant.label!r} too; write LABEL={text}, the same "
-                "label for encoders to be averaged"
-            )
-        given[entrant.label] = bool(label)
-        found.append(entrant)
-    return found
-
-
-def _split_label(argument: str) -> tuple[str, str]:
-    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=(.+)", argument, re.DOTALL)
-    return (match[1], match[2]) if match else ("", argument)
-
-
-def _of_folder(label: str, folder: Path) -> Entrant:
-    if not (folder / "config.json").is_file():
-        inside = folder / "encoder"
-        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
-        raise DataError(f"{folder}: no exported encoder (no config.json in it){hint}")
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    refuse_links(folder, files)
-    try:
-        image_size = load_json((folder / "config.json").read_text())["encoder"]["image_size"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    place = folder.resolve()
-    name = place.parent.name if place.name == "encoder" else place.name
-    name = re.sub(r"[^\w.-]", "_", name)
-    spec = {"name": "exported", "folder": str(folder)}
-    return Entrant(label or name, name, spec, digest.hexdigest(), image_size)
-
-
-def _of_settings(label: str, text: str) -> Entrant:
-    try:
-        spec = parse_yaml(text)
-    except YAMLError as error:
-        raise ConfigError(f"{text}: cannot be read: {one_line(error)}") from error
-    problems = encoders.problems(spec if isinstance(spec, dict) else {})
-    if problems:
-        raise ConfigError(f"{text}: {problems[0].key}: {problems[0].message}")
-    name = re.sub(r"[^\w.-]", "_", label or str(spec.get("model_name") or spec["name"]))
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-    return Entrant(label or name, name, spec, digest, spec.get("image_size"))
 
 
 def plan(
@@ -256,7 +167,7 @@ def is_finished(job: Job) -> bool:
     """Whether the run of a job has come to its end and was measured as is asked for.
 
     Raises:
-        DataError: If it is finished, but was trained with other settings.
+        DataError: If it is finished, but with other settings, or on other files than lie there now.
     """
     run = run_of(job.composed.run)
     try:
@@ -271,6 +182,7 @@ def is_finished(job: Job) -> bool:
         raise DataError(
             f"{run.folder} was trained with {_listed(other)}; remove it to train anew, or set that back"
         )
+    run.check_inputs(job.composed.run.evaluation, digests_of(now))
     return True
 
 

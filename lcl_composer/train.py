@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lcl_composer.build import build_trainer, run_of
 from lcl_composer.checkpoint import only_safe_loads
@@ -16,6 +16,7 @@ from lcl_composer.config.trial import this_device
 from lcl_composer.crash import told_in_one_line
 from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import print_to_any_terminal
+from lcl_composer.inputs import digests_of
 from lcl_composer.kernels import resolve_backend
 from lcl_composer.nodes import name_signal_files_by_node, on_first_rank
 from lcl_composer.prepare import prepare
@@ -71,13 +72,14 @@ def train(path: Path, overrides: list[str]) -> None:
             print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
             if encoder_line := line_of_encoder(method_of(trainer.state).encoder):
                 print(encoder_line, flush=True)
-        run_to_end(trainer, run, composed.run.evaluation)
+        run_to_end(trainer, run, composed.run)
 
 
-def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> None:
+def run_to_end(trainer: Trainer, run: RunFolder, config: RunConfig) -> None:
     """Train what is left, or only make up for an end that was cut off, and mark the run as finished.
 
     Raises:
+        DataError: The run is finished, on other files than lie there now.
         Stopped: The run was asked to stop and wrote a checkpoint.
     """
     from composer.utils import dist
@@ -87,8 +89,11 @@ def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> 
     state, first = trainer.state, dist.get_global_rank() == 0
     assert state.max_duration is not None, "the config gives it"
     contents = next(c for c in state.callbacks if isinstance(c, CheckpointContents))
+    inputs = digests_of(config.model_dump(mode="json")) if first else {}
     ended = contents.ended or state.timestamp >= state.max_duration
-    if ended and on_first_rank(lambda: run.finished(int(state.timestamp.batch), evaluation)):
+    if ended:
+        on_first_rank(lambda: run.check_inputs(config.evaluation, inputs))
+    if ended and on_first_rank(lambda: run.finished(int(state.timestamp.batch), config.evaluation)):
         if first:
             print(f"{run.name} is already finished ({state.timestamp.batch}); nothing to do")
         trainer.close()
@@ -107,7 +112,7 @@ def run_to_end(trainer: Trainer, run: RunFolder, evaluation: dict[str, Any]) -> 
         raise
     trainer.close()
     if first:
-        run.note_end(int(state.timestamp.batch), evaluation)
+        run.note_end(int(state.timestamp.batch), config.evaluation, inputs)
 
 
 def make_up_end(trainer: Trainer) -> None:

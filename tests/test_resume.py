@@ -390,3 +390,8 @@ def test_what_the_end_leaves_is_made_up(
     shutil.rmtree(run / "encoder")
     go_on(folder, data)
     assert (run / "encoder/model.safetensors").exists()
+    mark = json.loads((run / "finished.json").read_text())
+    assert mark["inputs"].keys() == {"data.train.local"}
+    (run / "finished.json").write_text(json.dumps(mark | {"inputs": {"data.train.local": "other"}}))
+    with pytest.raises(DataError, match=r"tiny is finished, and what data\.train\.local names has changed"):
+        go_on(folder, data)

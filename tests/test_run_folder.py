@@ -142,12 +142,26 @@ def test_the_mark_of_the_end_holds_for_its_batch_and_its_results(tmp_path: Path)
     assert not made.finished(6, {})
     (made.folder / "encoder").mkdir(parents=True)
     (made.folder / "encoder/config.json").write_text("{}")
-    made.note_end(6, {"retrieval": {}})
+    made.note_end(6, {"retrieval": {}}, {})
     assert made.finished(6, {"retrieval": {}})
     assert not made.finished(7, {"retrieval": {}})
     assert not made.finished(6, {})  # something else is to be measured
     (made.folder / "encoder/config.json").unlink()
     assert not made.finished(6, {"retrieval": {}})
+
+
+def test_what_a_finished_run_read_must_lie_there_yet(tmp_path: Path):
+    made = run(tmp_path)
+    made.check_inputs({}, {"data.eval.local": "1"})  # not finished
+    made.note_end(6, {"probe": {}}, {"data.eval.local": "1", "evaluation.probe.val": "2", "load_path": "3"})
+    there = {"data.eval.local": "1", "evaluation.probe.val": "2", "tokenizer.path": "4"}
+    made.check_inputs({"probe": {}}, there)  # a load_path is gone, a tokenizer was not noted
+    with pytest.raises(DataError, match=r"runs/tiny is finished, and what data\.eval\.local names has changed"):
+        made.check_inputs({}, there | {"data.eval.local": "5"})
+    changed = there | {"evaluation.probe.val": "5"}
+    with pytest.raises(DataError, match=r"what evaluation\.probe\.val names"):
+        made.check_inputs({"probe": {}}, changed)
+    made.check_inputs({"probe": {"val": "elsewhere"}}, changed)  # it measures anew
 
 
 def test_save_folder_takes_the_runs_name():

@@ -11,20 +11,14 @@ import pytest
 import yaml
 
 from lcl_composer import suite
+from lcl_composer.entrants import read_entrants
 from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.inputs import digests_of
 from lcl_composer.run_folder import RunFolder
-from lcl_composer.suite import Job, command, is_finished, plan, read_entrants, run_jobs
+from lcl_composer.suite import Job, command, is_finished, plan, run_jobs
 from tests import runs
 
 TIMM = "{name: timm, model_name: vit_base_patch32_clip_224, image_size: 16, model_args: {patch_size: 8}}"
-
-
-def write_encoder(folder: Path, weights: bytes = b"weights", image_size: int = 32) -> str:
-    """The files by which an exported encoder is told from another."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"encoder": {"image_size": image_size}}))
-    (folder / "model.safetensors").write_bytes(weights)
-    return str(folder)
 
 
 def write_task(folder: Path, name: str = "task", **changes: Any) -> Path:
@@ -32,41 +26,6 @@ def write_task(folder: Path, name: str = "task", **changes: Any) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**runs.settings(folder, run_name=name), **changes}))
     return path
-
-
-def test_encoders_are_named_by_their_run_or_by_their_label(tmp_path: Path) -> None:
-    folder = write_encoder(tmp_path / "runs/quickstart/encoder")
-    found = read_entrants([folder, f"random={TIMM}"])
-    assert [(e.label, e.name, e.image_size) for e in found] == [
-        ("quickstart", "quickstart", 32),
-        ("random", "random", 16),
-    ]
-    assert found[0].spec == {"name": "exported", "folder": folder}
-    assert found[1].spec["model_args"] == {"patch_size": 8}
-    (Path(folder) / "model.safetensors").write_bytes(b"trained further")
-    assert read_entrants([folder])[0].digest != found[0].digest
-
-
-def test_one_label_for_several_encoders_is_asked_for(tmp_path: Path) -> None:
-    first, other = (write_encoder(tmp_path / f"{n}/lcl/encoder", n.encode()) for n in "ab")
-    assert [e.label for e in read_entrants([f"lcl={first}", f"lcl={other}"])] == ["lcl", "lcl"]
-    with pytest.raises(ConfigError, match=r"another encoder is called 'lcl' too; write LABEL="):
-        read_entrants([first, other])
-    with pytest.raises(ConfigError, match="the same encoder is named twice"):
-        read_entrants([f"a={first}", f"b={first}"])
-
-
-def test_what_is_no_encoder_is_said_in_a_line(tmp_path: Path) -> None:
-    write_encoder(tmp_path / "run/encoder")
-    with pytest.raises(DataError, match=r"run: no exported encoder .* did you mean .*run/encoder\?"):
-        read_entrants([str(tmp_path / "run")])
-    with pytest.raises(ConfigError, match="unknown encoder 'tim'; did you mean 'timm'"):
-        read_entrants(["{name: tim}"])
-    with pytest.raises(ConfigError, match=r"model_name: missing"):
-        read_entrants(["{name: timm}"])
-    (tmp_path / "run/encoder/config.json").write_text("{")
-    with pytest.raises(DataError, match="damaged or not an exported encoder"):
-        read_entrants([str(tmp_path / "run/encoder")])
 
 
 def test_a_suite_without_tasks_is_refused(tmp_path: Path) -> None:
@@ -121,7 +80,9 @@ def finish(job: Job, batches: int = 20) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(job.composed.to_yaml())
     (folder / "summary.json").write_text(json.dumps({"batches": batches, "retrieval": {"x/recall@1": 0.5}}))
-    RunFolder(job.run_name, folder, "").note_end(batches, job.composed.run.evaluation)
+    run = job.composed.run
+    inputs = digests_of(run.model_dump(mode="json"))
+    RunFolder(job.run_name, folder, "").note_end(batches, run.evaluation, inputs)
     return folder
 
 
@@ -157,6 +118,45 @@ def test_a_run_with_other_settings_is_not_taken_for_it(job: Job) -> None:
 def test_what_changes_no_number_may_differ(job: Job, setting: str) -> None:
     finish(job)
     assert is_finished(Job(job.suite, job.task, job.entrant, settings=(setting,)))
+
+
+def images(folder: Path, content: bytes = b"picture") -> str:
+    (folder / "cat").mkdir(parents=True, exist_ok=True)
+    (folder / "cat/1.png").write_bytes(content)
+    return str(folder)
+
+
+def test_a_run_on_other_files_is_not_taken_for_it(job: Job) -> None:
+    """But one that was measured before such was noted is."""
+    Path("eval").mkdir()
+    Path("eval/index.json").write_text('{"shards": [1]}')
+    Path("bert").mkdir()
+    Path("bert/config.json").write_text("{}")
+    of_task = [
+        "data.eval.local=eval",
+        "tokenizer={name: transformers, pretrained: bert}",
+        "model.language_model={name: transformers, pretrained: bert}",
+        f"evaluation={{zero_shot: {{images: {images(Path('val'))}}}}}",
+    ]
+    task = Job(job.suite, job.task, job.entrant, settings=of_task)
+    mark = finish(task) / "finished.json"
+    assert is_finished(task)
+    changed = {
+        "data.eval.local": Path("eval/index.json"),
+        "evaluation.zero_shot.images": Path("val/cat/1.png"),
+        "model.language_model.pretrained, tokenizer.pretrained": Path("bert/model.safetensors"),
+    }
+    for key, file in changed.items():
+        before = file.read_bytes() if file.exists() else b""
+        file.write_bytes(b"{} ")
+        with pytest.raises(DataError, match=rf"is finished, and what {key} names has changed since: bring"):
+            is_finished(task)
+        file.write_bytes(before) if before else file.unlink()
+    assert is_finished(task)
+    Path("eval/index.json").write_text("{}")
+    noted = json.loads(mark.read_text())
+    mark.write_text(json.dumps({key: value for key, value in noted.items() if key != "inputs"}))
+    assert is_finished(task)
 
 
 def test_an_encoder_that_was_moved_is_the_same_one(job: Job) -> None:

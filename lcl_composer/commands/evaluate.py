@@ -12,8 +12,9 @@ import typer
 from lcl_composer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lcl_composer.entrants import Entrant
     from lcl_composer.report.transfer import Entry
-    from lcl_composer.suite import Entrant, Job
+    from lcl_composer.suite import Job
 
 
 #: Encoders that fit beside each other into a terminal of 80 columns.
@@ -31,7 +32,7 @@ def evaluate_suite(
     """Train every task of a suite on every encoder, then write ``results.json`` and ``index.html``.
 
     Args:
-        encoders: As :func:`lcl_composer.suite.read_entrants` takes them.
+        encoders: As :func:`lcl_composer.entrants.read_entrants` takes them.
         suite: Folder of YAMLs, or one of them.
         out: Folder of the results; None: ``runs/transfer/SUITE``, of one YAML ``runs/transfer/SUITE-TASK``.
         seeds: Seeds of each task; none: the YAML's.
@@ -43,7 +44,8 @@ def evaluate_suite(
         DataError: If an encoder's folder holds none.
         typer.Exit: 1 if a task failed; the others have run.
     """
-    from lcl_composer.suite import plan, read_entrants, run_jobs
+    from lcl_composer.entrants import read_entrants
+    from lcl_composer.suite import plan, run_jobs
 
     entrants = read_entrants(encoders)
     jobs = plan(entrants, suite, seeds, settings)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, ENCODER_FILE, POOLER_FILE = "config.json", "model.safetensors", "pooler.safetensors"
 
+#: What ``config.json`` says of every encoder.
+_NEEDED = ("encoder", "tokens_per_image", "width", "mean", "std")
+
 
 def exported_encoder(folder: str) -> Encoder:
     """The encoder of a folder that a run or ``lcl export`` wrote, with its own size and normalisation.
@@ -55,7 +58,7 @@ def load_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | None]:
         if pooler is not None:
             pooler.load_state_dict(load_file(folder / POOLER_FILE))
     except (SafetensorError, RuntimeError) as error:
-        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
+        raise _damaged(folder, one_line(error)) from error
     check_finite(f"encoder {folder}", image_side_weights(encoder, pooler))
     encoder.came_with_weights(f"encoder {folder}")
     return encoder, pooler
@@ -74,19 +77,46 @@ def untrained_encoder(folder: str | Path) -> tuple[Encoder, AttentivePooler | No
     """
     folder = Path(folder)
     refuse_links(folder, (folder / name for name in (CONFIG_FILE, ENCODER_FILE, POOLER_FILE)))
+    description = _read_description(folder)
+    for name in (ENCODER_FILE, *([POOLER_FILE] if "pooler" in description else [])):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder}: not an exported encoder, {name} is missing")
     try:
-        description = load_json((folder / CONFIG_FILE).read_text())
-        for name in (ENCODER_FILE, *([POOLER_FILE] if "pooler" in description else [])):
-            if not (folder / name).is_file():
-                raise DataError(f"{folder}: not an exported encoder, {name} is missing")
         encoder = _build(description)
         sizes = {key: description[key] for key in ("width", "embed_dim") if key in description}
         pooler = poolers.build(description["pooler"], **sizes) if "pooler" in description else None
+    except (LookupError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise _damaged(folder, one_line(error)) from error
+    return encoder.eval(), pooler.eval() if pooler is not None else None
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` says of encoder and pooler; raises as :func:`untrained_encoder` does."""
+    path = folder / CONFIG_FILE
+    try:
+        found = load_json(path.read_text())
     except OSError as error:
         raise DataError(_missing(folder)) from error
-    except (LookupError, ValueError, TypeError, AttributeError, ConfigError) as error:
-        raise DataError(f"{folder}: damaged or not an exported encoder: {one_line(error)}") from error
-    return encoder.eval(), pooler.eval() if pooler is not None else None
+    except ValueError as error:
+        raise _damaged(folder, f"{CONFIG_FILE} is no JSON ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise _damaged(folder, f"{CONFIG_FILE} holds a {type(found).__name__}, not names with values")
+    needed = [*_NEEDED, *(["embed_dim"] if "pooler" in found else [])]
+    if absent := [key for key in needed if key not in found]:
+        raise _damaged(folder, f"{CONFIG_FILE} does not say {', '.join(absent)}")
+    for key in ("encoder", "pooler"):
+        if not isinstance(found.get(key, {}), dict):
+            raise _damaged(
+                folder, f"{CONFIG_FILE} says {key} by a {type(found[key]).__name__}, not by settings"
+            )
+    return found
+
+
+def _damaged(folder: Path, problem: str) -> DataError:
+    return DataError(
+        f"{folder}: damaged or not an exported encoder: {problem}; copy it anew, or write one with "
+        "'lcl export RUN OUT --format encoder'"
+    )
 
 
 def architecture(recipe: dict[str, Any]) -> dict[str, Any]:

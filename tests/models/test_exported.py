@@ -80,7 +80,8 @@ def test_another_size_is_refused(tmp_path: Path):
 
 def edited(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
 BAD: dict[str, Any] = {
@@ -93,9 +94,14 @@ BAD: dict[str, Any] = {
     r"encoder: damaged or not an exported encoder: .*std: encoder 'timm' takes": lambda f: edited(
         f, std=[1.0]
     ),
-    r"encoder: damaged or not an exported encoder: 'encoder'": lambda f: (f / "config.json").write_text(
+    r"encoder: damaged or not an exported encoder: config.json does not say encoder, tokens_per_image, "
+    "width; copy it anew, or write one with 'lcl export": lambda f: (f / "config.json").write_text(
         '{"architecture": "vit", "mean": [], "std": []}'
     ),
+    r"config.json holds a list, not names with values": lambda f: (f / "config.json").write_text("[1]"),
+    r"config.json says encoder by a list, not by settings": lambda f: edited(f, encoder=["timm"]),
+    r"config.json does not say embed_dim": lambda f: edited(f, pooler={"name": "attentive"}, embed_dim=None),
+    r"config.json is no JSON \(": lambda f: (f / "config.json").write_text("{"),
     r"encoder: damaged or not an exported encoder: .*unknown encoder 'tim'": lambda f: edited(
         f, encoder={"name": "tim"}
     ),

@@ -18,10 +18,10 @@ from lcl_composer.convert.engine import convert
 from lcl_composer.convert.files import LINK_OUT
 from lcl_composer.convert.img2dataset import Img2Dataset
 from lcl_composer.convert.table import Table
+from lcl_composer.entrants import read_entrants
 from lcl_composer.errors import DataError
 from lcl_composer.export import export_run, load_encoder
 from lcl_composer.report.run import read_runs
-from lcl_composer.suite import read_entrants
 from tests.convert.samples import picture, run
 from tests.data.conftest import MakeDataset
 from tests.export.taken import config_of, model_of
