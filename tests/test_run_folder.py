@@ -156,7 +156,9 @@ def test_what_a_finished_run_read_must_lie_there_yet(tmp_path: Path):
     made.note_end(6, {"probe": {}}, {"data.eval.local": "1", "evaluation.probe.val": "2", "load_path": "3"})
     there = {"data.eval.local": "1", "evaluation.probe.val": "2", "tokenizer.path": "4"}
     made.check_inputs({"probe": {}}, there)  # a load_path is gone, a tokenizer was not noted
-    with pytest.raises(DataError, match=r"runs/tiny is finished, and what data\.eval\.local names has changed"):
+    with pytest.raises(
+        DataError, match=r"runs/tiny is finished, and what data\.eval\.local names has changed"
+    ):
         made.check_inputs({}, there | {"data.eval.local": "5"})
     changed = there | {"evaluation.probe.val": "5"}
     with pytest.raises(DataError, match=r"what evaluation\.probe\.val names"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
 from lcl_composer.models.finite import check_finite
+from lcl_composer.models.preprocessing import of_timm
 from lcl_composer.models.weights import digest_of_weights, no_memory
 
 #: One value a channel of RGB pixels in 0..1.
@@ -214,6 +215,7 @@ class TimmEncoder(Encoder):
         backbone, timm_args = _create_timm(model_name, image_size, wanted, model_args or {})
         own: dict[str, Any] = backbone.pretrained_cfg if pretrained else {}
         super().__init__(image_size, mean or own.get("mean"), std or own.get("std"))
+        self.own_resize = of_timm(own, image_size)
         self.backbone, self.timm_args, self.source = backbone, timm_args, f"timm's {model_name}"
         sizes = {"model_name": model_name, "image_size": image_size, "model_args": model_args or {}}
         self.recipe = {"name": "timm", **sizes, **self.normalize.settings}

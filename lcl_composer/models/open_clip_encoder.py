@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lcl_composer.errors import ConfigError, DataError, did_you_mean, one_line
 from lcl_composer.json_data import load_json
 from lcl_composer.models.encoder import Channels, Encoder, TimmEncoder, patch_tokens_of_timm
+from lcl_composer.models.preprocessing import of_open_clip
 from lcl_composer.models.released import from_released
 from lcl_composer.models.weights import load_strictly, no_memory, read_state
 
@@ -62,9 +63,7 @@ class OpenCLIPEncoder(Encoder):
                 f"vision_cfg takes {size}"
             )
         super().__init__(size, mean or preprocess.get("mean"), std or preprocess.get("std"))
-        resize, interpolation = (preprocess.get(key) for key in ("resize_mode", "interpolation"))
-        if resize not in (None, "shortest") or interpolation not in (None, "bicubic"):
-            self.own_resize = f"{resize}, {interpolation}"
+        self.own_resize = of_open_clip(preprocess)
         weights = weights or found
         self.source = f"OpenCLIP's {name}" + (f" with {weights}" if weights else "")
         self.recipe = {"name": "open_clip", "model": config, **self.normalize.settings}
@@ -157,7 +156,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _published(name: str) -> dict[str, Any]:
-    """A model config that ships with OpenCLIP, with the normalisation that its published weights agree on."""
+    """A model config that ships with OpenCLIP, with the preprocessing that its published weights agree on."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -168,8 +167,10 @@ def _published(name: str) -> dict[str, Any]:
         )
     tags = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
     preprocess = {}
-    for key, usual in (("mean", OPENAI_CLIP_MEAN), ("std", OPENAI_CLIP_STD)):
-        values = {tuple(tag.get(key) or usual) for tag in tags}
+    usually = {"mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD, "resize_mode": "shortest"}
+    for key, usual in {**usually, "interpolation": "bicubic"}.items():
+        found = [tag.get(key) or usual for tag in tags]
+        values = {tuple(value) if isinstance(value, list) else value for value in found}
         if len(values) == 1:
             preprocess[key] = values.pop()
     config = open_clip.get_model_config(name)

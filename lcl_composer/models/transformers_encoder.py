@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lcl_composer.errors import ConfigError, DataError, did_you_mean, one_line
 from lcl_composer.models.encoder import Channels, Encoder
+from lcl_composer.models.preprocessing import of_transformers
 from lcl_composer.models.weights import no_memory
 
 #: Fields of a config that say where it came from, not what is built of it.
@@ -29,6 +30,7 @@ class TransformersEncoder(Encoder):
             a model with a text tower the vision tower is taken.
         model_args: Further fields of the architecture's config, such as ``{hidden_size: 768}``.
         mean: What pixels are normalised by; null: as the pretrained weights' image processor, else as CLIP.
+            With ``std`` it overrules the processor.
         std: The same.
 
     Raises:
@@ -49,10 +51,16 @@ class TransformersEncoder(Encoder):
         from transformers import AutoModel
 
         config = _transformers_config(model_type, image_size, pretrained, model_args or {})
-        if pretrained and (mean is None or std is None):
-            own_mean, own_std = _own_normalisation(pretrained)
-            mean, std = mean or own_mean, std or own_std
+        own_resize = ""
+        if pretrained:
+            by_config = mean is not None and std is not None
+            processor = _read_processor(pretrained, by_config)
+            own_resize = _own_resize(pretrained, processor, image_size, by_config)
+            if not by_config:
+                own_mean, own_std = _own_normalisation(pretrained, processor)
+                mean, std = mean or own_mean, std or own_std
         super().__init__(image_size, mean, std)
+        self.own_resize = own_resize
         self.source = f"transformers' {model_type}" + (f" from {pretrained}" if pretrained else "")
         fields = model_args or {}
         if pretrained:
@@ -134,21 +142,50 @@ def _transformers_config(
     return config
 
 
-def _own_normalisation(pretrained: str) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of the image processor that lies beside pretrained weights.
+def _read_processor(pretrained: str, may_lack: bool) -> dict[str, Any]:
+    """The settings of the image processor that lies beside pretrained weights.
 
     Raises:
-        ConfigError: If there is none, or it does what cannot be done here.
+        ConfigError: If there is none and it must not lack.
     """
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
-        processor, _ = BaseImageProcessor.get_image_processor_dict(pretrained)
+        found = BaseImageProcessor.get_image_processor_dict(pretrained)[0]
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError) as error:
+        if may_lack:
+            return {}
         raise ConfigError(
             f"model.encoder.pretrained: {pretrained!r} has no preprocessor_config.json that says how its "
             "pixels are normalised; set model.encoder.mean and model.encoder.std"
         ) from error
+
+
+def _own_resize(pretrained: str, processor: dict[str, Any], image_size: int, by_config: bool) -> str:
+    """How the weights' own images are brought to size, "" if as ours.
+
+    Raises:
+        ConfigError: If they come out at another size, and the settings do not overrule the processor.
+    """
+    size, how = of_transformers(processor)
+    if size in (None, (image_size, image_size)):
+        return how
+    shown = size[0] if size[0] == size[1] else f"{size[0]} x {size[1]}"
+    if not by_config:
+        raise ConfigError(
+            f"model.encoder.image_size is {image_size}, but the preprocessor_config.json of {pretrained!r} "
+            f"gives {shown} pixels; mend it, or set model.encoder.mean and model.encoder.std to go without it"
+        )
+    return ", ".join(filter(None, (how, f"{shown} pixels")))
+
+
+def _own_normalisation(pretrained: str, processor: dict[str, Any]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of an image processor.
+
+    Raises:
+        ConfigError: If it has none, or does what cannot be done here.
+    """
     rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
     if abs(255 * rescale - 1) > 1e-3:
         raise ConfigError(

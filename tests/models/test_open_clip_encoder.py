@@ -146,6 +146,8 @@ def test_published_names():
         siglip = encoders.build({"name": "open_clip", "model": "ViT-B-16-SigLIP"})
     assert (clip.tokens_per_image, clip.width, clip.image_size) == (196, 768, 224)
     assert siglip.recipe["mean"] == [0.5, 0.5, 0.5] != clip.recipe["mean"]
+    assert "(its own: squash, bicubic)" in siglip.description["resize"]
+    assert clip.own_resize == ""
 
 
 def spoilt(folder: Path, **changes: torch.Tensor) -> dict[str, Any]:

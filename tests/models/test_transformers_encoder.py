@@ -80,11 +80,33 @@ def _spoil(folder: Path) -> None:
 
 
 PREPROCESSING = "preprocessor_config.json"
+
+
+def test_how_its_own_images_are_resized_is_said(folder: Path):
+    ours = TransformersEncoder("dinov2", 32, pretrained=str(folder)).description["resize"]
+    assert ours == "shortest side, bicubic, centre crop"
+    _edit(folder / PREPROCESSING, size={"height": 32, "width": 32}, resample=2)
+    encoder = TransformersEncoder("dinov2", 32, pretrained=str(folder))
+    assert encoder.description["resize"] == f"{ours} (its own: squash, bilinear)"
+    _edit(folder / PREPROCESSING, size={"height": 96, "width": 96})
+    grey = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    encoder = TransformersEncoder("dinov2", 32, pretrained=str(folder), **grey)
+    assert "(its own: squash, bilinear, 96 pixels)" in encoder.description["resize"]
+    (folder / PREPROCESSING).unlink()
+    assert TransformersEncoder("dinov2", 32, pretrained=str(folder), **grey).own_resize == ""
+
+
 BAD = {
     r"has no preprocessor_config.json that says how its pixels are .*set model.encoder.mean": lambda f: (
         f / PREPROCESSING
     ).unlink(),
     r"names no image_mean and image_std": lambda f: (f / PREPROCESSING).write_text("{}"),
+    r"image_size is 32, but the preprocessor_config.json of .* gives 96 pixels; mend it, or": lambda f: _edit(
+        f / PREPROCESSING, size={"height": 96, "width": 96}
+    ),
+    r"image_size is 32, but the preprocessor_config.json of .* gives 24 x 32 pixels": lambda f: _edit(
+        f / PREPROCESSING, size=32, do_center_crop=True, crop_size={"height": 24, "width": 32}
+    ),
     r"wants pixels times 1, here they are in 0..1": lambda f: _edit(f / PREPROCESSING, do_rescale=False),
     r"model_type is dinov2, but .* holds a siglip_vision_model": lambda f: _edit(
         f / "config.json", model_type="siglip_vision_model"
