@@ -172,7 +172,8 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For results; if absent, runs/transfer/SUITE[-TASK].")
+        Path | None,
+        typer.Option(metavar="DIR", help="For results; if absent, runs/transfer/SUITE[-TASK]."),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Once or more; if absent, the YAML's.")] = None,
     setting: Annotated[
@@ -182,7 +183,8 @@ def evaluate(
     probe: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            metavar="TRAIN VAL", help="Instead: a linear probe on labelled images, DIR/<class>/*.png."
+            metavar="TRAIN VAL",
+            help="Instead: a linear probe on labelled images, DIR/<class>/*.png; to runs/transfer/probe.",
         ),
     ] = None,
     features: Annotated[
@@ -196,7 +198,7 @@ def evaluate(
     if (suite is None) == (probe is None):
         raise ConfigError("evaluate: give --suite DIR, such as yamls/transfer/tiny, or --probe TRAIN VAL")
     if probe is not None:
-        command.probe(encoders, *probe, features)
+        command.probe(encoders, *probe, features, out)
     elif suite is not None:
         command.evaluate_suite(encoders, suite, out, seed or [], setting or [], ranks)
 

@@ -18,6 +18,7 @@ from lcl_composer.data.shared_memory import clean_shared_memory
 from lcl_composer.errors import print_to_any_terminal
 from lcl_composer.inputs import digests_of
 from lcl_composer.kernels import resolve_backend
+from lcl_composer.models.encoder import in_a_line
 from lcl_composer.nodes import name_signal_files_by_node, on_first_rank
 from lcl_composer.prepare import prepare
 from lcl_composer.run_folder import RunFolder
@@ -25,8 +26,6 @@ from lcl_composer.stop_request import Stopped
 
 if TYPE_CHECKING:
     from composer import Trainer
-
-    from lcl_composer.models.encoder import Encoder
 
 
 def train(path: Path, overrides: list[str]) -> None:
@@ -70,8 +69,9 @@ def train(path: Path, overrides: list[str]) -> None:
             for note in composed.notes:
                 print(f"note: {note}")
             print(opening_line(composed.run, trainer, dist.get_world_size()), flush=True)
-            if encoder_line := line_of_encoder(method_of(trainer.state).encoder):
-                print(encoder_line, flush=True)
+            encoder = method_of(trainer.state).encoder
+            if encoder.weights:
+                print(f"encoder: {in_a_line(encoder.description)}", flush=True)
         run_to_end(trainer, run, composed.run)
 
 
@@ -124,19 +124,6 @@ def make_up_end(trainer: Trainer) -> None:
         trainer._rng_state = None
     trainer.state.stop_training()  # also where a stopper ended it before max_duration
     trainer._train_loop()
-
-
-def line_of_encoder(encoder: Encoder) -> str:
-    """What is read off an encoder that came from elsewhere, and how it takes its images; else ""."""
-    if not encoder.weights:
-        return ""
-    about = encoder.description
-    mean, std = (", ".join(f"{value:.3g}" for value in about[key]) for key in ("mean", "std"))
-    return (
-        f"encoder: {about['encoder']}, weights {encoder.weights[:12]}; {about['tokens_per_image']} x "
-        f"{about['width']} {about['features']}; {about['image_size']} pixels, {about['resize']}, "
-        f"normalised by ({mean}) and ({std})"
-    )
 
 
 def opening_line(config: RunConfig, trainer: Trainer, ranks: int) -> str:

@@ -391,7 +391,7 @@ def test_what_the_end_leaves_is_made_up(
     go_on(folder, data)
     assert (run / "encoder/model.safetensors").exists()
     mark = json.loads((run / "finished.json").read_text())
-    assert mark["inputs"].keys() == {"data.train.local"}
+    assert {"data.train.local", "tokenizer.path"} == mark["inputs"].keys()
     (run / "finished.json").write_text(json.dumps(mark | {"inputs": {"data.train.local": "other"}}))
     with pytest.raises(DataError, match=r"tiny is finished, and what data\.train\.local names has changed"):
         go_on(folder, data)

@@ -63,6 +63,8 @@ def evaluate_suite(
 def write_results(entrants: Sequence[Entrant], jobs: Sequence[Job], out: Path) -> None:
     """Gather the runs of jobs that have run, write file and page, and say where they lie.
 
+    Where none has run, what an earlier command found stays.
+
     Raises:
         ConfigError: If they cannot be written.
     """
@@ -80,14 +82,12 @@ def write_results(entrants: Sequence[Entrant], jobs: Sequence[Job], out: Path) -
     failures = [
         {"encoder": j.entrant.label, "task": j.task.stem, "reason": j.failure} for j in jobs if j.failure
     ]
+    if not entries and (out / "results.json").exists():
+        typer.echo(f"0 of {len(jobs)} runs; {out / 'results.json'} stays as it was")
+        return
     results = results_of(entries, named, failures)
     page = render(entries, results, version("lcl-composer"))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (out / "index.html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
+    _write(out, {"results.json": json.dumps(results, indent=1) + "\n", "index.html": page})
     if entries:
         _print(entries, results)
     typer.echo(f"{out / 'index.html'}: {len(entries)} of {len(jobs)} runs; numbers in {out / 'results.json'}")
@@ -122,17 +122,50 @@ def _print(entries: Sequence[Entry], results: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def probe(encoders: Sequence[str], train: str, val: str, features: Any) -> None:
-    """Print the accuracy of a linear probe of each exported encoder, frozen, beside the same one untrained.
+def probe(encoders: Sequence[str], train: str, val: str, features: Any, out: Path | None) -> None:
+    """Print the accuracy of a linear probe of each encoder, frozen, beside the same one untrained; write all.
+
+    Args:
+        encoders: As :func:`lcl_composer.entrants.read_entrants` takes them.
+        train: Labelled images to fit on.
+        val: Labelled images to measure on.
+        features: ``patch_mean`` or ``pooled``.
+        out: Folder of ``results.json``; None: ``runs/transfer/probe``.
 
     Raises:
+        ConfigError: If an encoder is none, or the results cannot be written.
         DataError: If an encoder or an image folder is missing or damaged.
     """
+    from lcl_composer.entrants import read_entrants
     from lcl_composer.evaluation.frozen import evaluate_frozen
+    from lcl_composer.models.encoder import in_a_line
+    from lcl_composer.report.transfer import provenance
 
-    for encoder in encoders:
-        trained, untrained = evaluate_frozen(encoder, train, val, features)
-        typer.echo(
-            f"{encoder}: trained {trained.accuracy:.1%}, untrained {untrained.accuracy:.1%}, "
-            f"chance {trained.chance:.1%}"
-        )
+    results: list[dict[str, Any]] = []
+    for entrant in read_entrants(encoders):
+        found = evaluate_frozen(entrant.spec, train, val, features)
+        numbers = {"untrained": found.untrained.accuracy, "chance": found.untrained.chance}
+        if found.trained is not None:
+            numbers = {"trained": found.trained.accuracy, **numbers}
+        shown = ", ".join(f"{name} {value:.1%}" for name, value in numbers.items())
+        typer.echo(f"{entrant.label}: {shown}\n  {in_a_line(found.description)}")
+        named = {"encoder": entrant.label, "settings": entrant.spec, "digest": entrant.digest}
+        results.append({**named, "numbers": numbers, "features": found.description})
+    out = out or Path("runs/transfer/probe")
+    read = {"train": train, "val": val, "features": features}
+    content = {**provenance(), "probe": read, "results": results}
+    _write(out, {"results.json": json.dumps(content, indent=1) + "\n"})
+    typer.echo(f"{out / 'results.json'}: {len(results)} encoders")
+
+
+def _write(out: Path, texts: dict[str, str]) -> None:
+    """Write files that are whole, whatever becomes of the disk; raises ConfigError."""
+    from lcl_composer.data.folders import whole_file
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with whole_file(out / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error

@@ -19,13 +19,16 @@ from lcl_composer.evaluation.weights import image_side_state, image_side_weights
 if TYPE_CHECKING:
     from lcl_composer.methods.method import Method
 
+#: What the accuracy of before training stands under: of random weights, or of weights from elsewhere.
+UNTRAINED, AS_IT_CAME = "untrained", "as_it_came"
+
 
 class FrozenProbe(Evaluation):
-    """Linear probe of the trained encoder and of the same encoder untrained, on two image folders.
+    """Linear probe of the trained encoder and of the same encoder before, on two image folders.
 
-    The untrained encoder is the model's own at construction: its weights are copied before any checkpoint is
-    loaded, so a resumed run, whose construction gives the same weights from the same seed, compares with the
-    same encoder.
+    What it was before is called untrained, or, if it was built with weights from elsewhere, as it came. It is
+    the model's own at construction: its weights are copied before any checkpoint is loaded, so a resumed run,
+    whose construction gives the same weights from the same seed, compares with the same encoder.
 
     Args:
         train: ImageFolder to fit on and to choose the regularisation on.
@@ -51,11 +54,11 @@ class FrozenProbe(Evaluation):
         self.train, self.val = (open_image_folder(path, transform) for path in (train, val))
         self.features: FeatureKind = features
         self.batch_size = batch_size
-        self._untrained: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
 
     def start(self, model: Method) -> None:
-        """Keep the untrained weights."""
-        self._untrained = image_side_state(model)
+        """Keep the weights of before training."""
+        self._before = image_side_state(model)
 
     def measure(
         self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path
@@ -65,11 +68,11 @@ class FrozenProbe(Evaluation):
             probe_model, model, self.train, self.val, features=self.features, batch_size=self.batch_size
         )
         trained = probe()
-        with image_side_weights(model, self._untrained):
-            untrained = probe()
+        with image_side_weights(model, self._before):
+            before = probe()
         return {
             "trained": trained.accuracy,
-            "untrained": untrained.accuracy,
+            AS_IT_CAME if model.encoder.weights else UNTRAINED: before.accuracy,
             "chance": trained.chance,
             "features": self.features,
             "classes": len(self.val.classes),
@@ -78,9 +81,10 @@ class FrozenProbe(Evaluation):
 
     def rows(self, result: dict[str, Any]) -> list[Row]:
         """The accuracy."""
-        difference = f"{100 * (result['trained'] - result['untrained']):+.1f} points"
-        untrained, trained = f"{result['untrained']:.1%} untrained", f"{result['trained']:.1%}"
-        return [Row("Linear probe accuracy", untrained, trained, difference)]
+        name = AS_IT_CAME if AS_IT_CAME in result else UNTRAINED
+        difference = f"{100 * (result['trained'] - result[name]):+.1f} points"
+        before = f"{result[name]:.1%} {name.replace('_', ' ')}"
+        return [Row("Linear probe accuracy", before, f"{result['trained']:.1%}", difference)]
 
     def note(self, result: dict[str, Any]) -> str:
         """The images, and chance."""

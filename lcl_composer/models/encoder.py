@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -171,6 +171,16 @@ class Encoder(nn.Module):
         """
         check_finite(where, self.backbone.state_dict(), "take other weights")
         self.weights = digest_of_weights(self.backbone)
+
+
+def in_a_line(about: Mapping[str, Any]) -> str:
+    """What is read off an encoder and how it takes its images, from its :attr:`Encoder.description`."""
+    mean, std = (", ".join(f"{value:.3g}" for value in about[key]) for key in ("mean", "std"))
+    weights = f"weights {about['weights'][:12]}" if about["weights"] else "random weights"
+    return (
+        f"{about['encoder']}, {weights}; {about['tokens_per_image']} x {about['width']} {about['features']}; "
+        f"{about['image_size']} pixels, {about['resize']}, normalised by ({mean}) and ({std})"
+    )
 
 
 def _same_memory(one: Any, other: Tensor) -> bool:

@@ -187,8 +187,14 @@ def _probe(variants: Sequence[Variant]) -> list[Quantity]:
     group, form = "Linear probe of the frozen encoder", {"unit": "%", "scale": 100.0, "decimals": 1}
     return [
         Quantity("Accuracy", group, 1, read("trained"), note=note, settings=("evaluation.probe",), **form),
-        Quantity("Accuracy before training", group, 0, read("untrained"), **form),
+        Quantity("Accuracy before training", group, 0, _before_training, **form),
     ]
+
+
+def _before_training(run: Run) -> float | None:
+    """Of the same encoder untrained, or as it came from elsewhere."""
+    found = _measured("probe", "untrained", run)
+    return _measured("probe", "as_it_came", run) if found is None else found
 
 
 def _evaluated(variants: Sequence[Variant]) -> Iterator[Quantity]:
@@ -235,7 +241,7 @@ def _logged(variants: Sequence[Variant]) -> list[Quantity]:
 
 def direction(key: str) -> int:
     """1 if a metric of this name is better when higher, -1 if lower, 0 if the name does not say."""
-    if re.search(r"(^|[/_])(chance|untrained)([/_]|$)", key):
+    if re.search(r"(^|[/_])(chance|untrained|as_it_came)([/_]|$)", key):
         return 0
     better = r"recall@|r@\d|accuracy|exact_match|top[-_]?\d"
     words = r"(^|[/_])(probe|knn|map|bleu|cider|rouge|meteor)([/_\d-]|$)"

@@ -90,9 +90,7 @@ def results_of(
         failures: Encoder, task, run and reason of what came to nothing.
     """
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": package_versions(),
-        "source": git_state()[0],
+        **provenance(),
         "intervals": {
             "covers": COVERED,
             "by": f"percentile bootstrap over test images, {RESAMPLES} draws of seed {SEED}",
@@ -102,6 +100,15 @@ def results_of(
         "protocol": dict(_protocols(entries)),
         "results": [_result(entry) for entry in entries],
         "failures": [dict(failure) for failure in failures],
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """When and by which versions something was found, as JSON values."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "source": git_state()[0],
     }
 
 

@@ -76,6 +76,20 @@ def test_the_table_says_what_each_number_is_compared_with() -> None:
         assert part in text
 
 
+def test_an_encoder_from_elsewhere_is_not_called_untrained(tmp_path: Path) -> None:
+    model = FakeLCL()
+    model.encoder.weights = "4c1f"
+    make_trainer([end_table(tmp_path)], model=model, duration="1ba").fit()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["probe"]["as_it_came"] == 1.0
+    assert "untrained" not in summary["probe"]
+    probe = {"trained": 0.61, "as_it_came": 0.58, "chance": 1 / 48, "features": "patch_mean"}
+    text = rendered(SUMMARY | {"probe": {**probe, "classes": 48, "val_images": 480}})
+    assert "58.0% as it came" in text
+    assert "+3.0 points" in text
+    assert "untrained" not in text
+
+
 def test_a_long_path_is_not_broken_over_lines() -> None:
     folder = "runs/" + "x" * 150
     assert f"Run: {folder}\n" in rendered(SUMMARY | {"run_folder": folder}, width=80)

@@ -68,6 +68,10 @@ def test_a_suite_from_encoders_to_the_page(tmp_path: Path, monkeypatch: pytest.M
     (failure,) = found["failures"]
     assert (failure["task"], "unknown optimizer" in failure["reason"]) == ("lost", True)
     assert "lost of tiny" in (tmp_path / "runs/transfer/tasks/index.html").read_text()
+    typo = evaluate(f"tiny={ENCODER}", "--suite", "tasks", "--seed", "3", "--set", "optimiser.lr=1")
+    assert typo.exit_code == 1
+    assert "0 of 2 runs; runs/transfer/tasks/results.json stays as it was" in typo.output
+    assert json.loads((tmp_path / "runs/transfer/tasks/results.json").read_text()) == found
 
 
 def write_task(folder: Path, data: Path, name: str, **changes: Any) -> None:

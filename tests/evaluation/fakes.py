@@ -20,6 +20,7 @@ PATCH, WIDTH, LATENT, HEADS, VOCAB = 8, 12, 8, 2, 16
 
 class FakeEncoder(nn.Module):
     image_size = SIDE
+    weights = ""
     description: ClassVar = {"encoder": "a fake"}
 
     def __init__(self) -> None:
