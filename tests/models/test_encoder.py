@@ -151,6 +151,6 @@ def test_pretrained_weights_bring_their_normalisation_and_are_recognised(monkeyp
     assert one.recipe["mean"] == [0.5, 0.5, 0.5]
     assert len(one.weights) == 64
     assert one.weights != other.weights
-    assert "(its own: squash, bicubic, centre crop of 90.0%, 224 pixels)" in one.description["resize"]
+    assert "(its own: shortest side, bicubic, centre crop of 90.0%, 224 pixels)" in one.description["resize"]
     with torch.device("meta"):
         assert not TimmEncoder("vit_base_patch16_siglip_224", 32, True, model_args=VIT).weights

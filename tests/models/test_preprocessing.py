@@ -52,7 +52,6 @@ def test_timm() -> None:
         return config.to_dict()
 
     assert of_timm({}, 224) == ""
-    assert of_timm(own("vit_base_patch16_siglip_224.webli"), 224) == "squash, bicubic, centre crop of 90.0%"
-    assert of_timm({"crop_pct": 1.0, "crop_mode": "squash"}, 32) == "squash, bicubic"
+    assert of_timm(own("eva02_base_patch14_448.mim_in22k_ft_in22k_in1k"), 448) == "squash, bicubic"
     assert of_timm(own("resnet50.tv_in1k"), 224) == "shortest side, bilinear, centre crop of 87.5%"
     assert of_timm({"input_size": (3, 224, 224)}, 96) == "shortest side, bicubic, centre crop, 224 pixels"
