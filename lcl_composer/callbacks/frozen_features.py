@@ -13,7 +13,8 @@ from torch import Tensor
 from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.callbacks.periodic import Periodic, evaluating
 from lcl_composer.data.image import eval_transform
-from lcl_composer.evaluation.features import FeatureKind, extract_features, open_image_folder
+from lcl_composer.errors import ConfigError
+from lcl_composer.evaluation.features import FeatureKind, check_features, extract_features, open_image_folder
 from lcl_composer.evaluation.probe import check_same_classes
 from lcl_composer.methods.method import method_of
 
@@ -26,16 +27,21 @@ class FrozenFeatures(Periodic):
 
     Args:
         every: Composer time string.
-        train: ``folder/<class>/*.png|jpg|...``.
-        val: A folder of the same classes.
+        train: ``folder/<class>/*.png|jpg|...``, or shards of labelled images.
+        val: Images of the same classes.
         features: ``patch_mean`` (mean of the encoder's patch tokens) or ``pooled`` (the pooler's latent).
         batch_size: Images a forward.
+
+    Raises:
+        ConfigError: If ``batch_size`` is below 1.
     """
 
     name: str
 
     def __init__(self, every: str, train: str, val: str, features: FeatureKind, batch_size: int):
         super().__init__(every)
+        if batch_size < 1:
+            raise ConfigError(f"callbacks.{self.name}.batch_size: is {batch_size}, must be at least 1")
         self.train, self.val = train, val
         self.features: FeatureKind = features
         self.batch_size = batch_size
@@ -45,10 +51,16 @@ class FrozenFeatures(Periodic):
         """Metrics by name, from features [N, F] float32 and labels [N]; rank 0 calls it."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Open the folders; raises DataError if one is missing or they differ in their classes."""
+        """Open the folders.
+
+        Raises:
+            ConfigError: If nothing pools what is to be measured.
+            DataError: If a folder is missing, or they differ in their classes.
+        """
         transform = partial(eval_transform, size=method_of(state).encoder.image_size)
         self._folders = [open_image_folder(path, transform) for path in (self.train, self.val)]
         check_same_classes(*self._folders)
+        check_features(self.features, method_of(state), f"callbacks.{self.name}")
 
     def act(self, state: State, logger: Logger) -> None:
         """Extract, measure, log."""

@@ -15,8 +15,8 @@ class KNN(FrozenFeatures):
     Logs ``knn/accuracy`` and ``knn/chance``, see :func:`lcl_composer.evaluation.knn.knn_classify`.
 
     Args:
-        train: The neighbours: ``folder/<class>/*.png|jpg|...``.
-        val: Images to classify, in folders of the same classes.
+        train: The neighbours: ``folder/<class>/*.png|jpg|...``, or shards of labelled images.
+        val: Images to classify, of the same classes.
         every: Composer time string.
         k: Neighbours that vote.
         temperature: A vote weighs ``exp(cosine / temperature)``.

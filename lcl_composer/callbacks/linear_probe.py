@@ -16,8 +16,8 @@ class LinearProbe(FrozenFeatures):
     run (``evaluation.probe``), see :func:`lcl_composer.evaluation.probe.linear_probe`.
 
     Args:
-        train: Images to fit on: ``folder/<class>/*.png|jpg|...``.
-        val: Images to measure on, in folders of the same classes.
+        train: Images to fit on: ``folder/<class>/*.png|jpg|...``, or shards of labelled images.
+        val: Images to measure on, of the same classes.
         every: Composer time string.
         features: ``patch_mean`` (mean of the encoder's patch tokens) or ``pooled`` (the pooler's latent).
         batch_size: Images a forward.

@@ -8,8 +8,9 @@ from composer.loggers import Logger
 from lcl_composer.callbacks.averaged import averaged
 from lcl_composer.callbacks.periodic import Periodic, evaluating
 from lcl_composer.data.interleave import Layout
+from lcl_composer.evaluation.texts import check_sides
 from lcl_composer.evaluation.zero_shot import NameSet, Prompted, TemplateSet
-from lcl_composer.methods.method import contrast_of, method_of
+from lcl_composer.methods.method import method_of
 
 
 class ZeroShot(Periodic):
@@ -20,7 +21,7 @@ class ZeroShot(Periodic):
     measure.
 
     Args:
-        images: ``folder/<class>/*.png|jpg|...``.
+        images: ``folder/<class>/*.png|jpg|...``, or shards of labelled images.
         layout: The method's.
         every: Composer time string.
         templates: ``openai`` (80), ``simple`` (7), or texts with ``{}`` in place of the class name.
@@ -45,11 +46,11 @@ class ZeroShot(Periodic):
         self.images = images
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Open the folder; raises DataError if it is missing, ConfigError if the method contrasts nothing."""
+        """Open the folder; raises DataError if it is missing, ConfigError if the method has no two sides."""
         model = method_of(state)
-        contrast_of(model, "callbacks.zero_shot")
+        check_sides(model, "callbacks.zero_shot")
         self._prompted = Prompted(self.images, model.encoder.image_size, *self._settings)
-        assert self._prompted.names
+        self._prompted.check()
 
     def act(self, state: State, logger: Logger) -> None:
         """Measure and log."""

@@ -18,10 +18,15 @@ import numpy as np
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.folders import whole_file
 from lcl_composer.data.interleave import TokenLayout
-from lcl_composer.data.shards import open_shards, read_texts
+from lcl_composer.data.shards import open_shards, read_outlines
 from lcl_composer.data.sources import CLASSES_FILE
 from lcl_composer.errors import DataError
 from lcl_composer.json_data import load_json
+
+#: Mean words above which texts that stand at one image each are captions, not names of classes.
+_SENTENCE = 4
+#: Characters of a name that a message shows.
+_LONGEST_SHOWN = 40
 
 _FILLERS = re.compile(r"[\s_.,'’-]+")
 
@@ -64,7 +69,7 @@ class Labelled:
         """
         name = class_name(document)
         if name not in self.numbers:
-            raise DataError(f"document {document.id!r}: training has no class {name!r}")
+            raise DataError(f"document {document.id!r}: training has no class {_short(name)!r}")
         none = np.array([-1])
         return TokenLayout(
             tokens=np.zeros(1, dtype=np.int64),
@@ -96,12 +101,30 @@ def count_classes(folder: Path) -> dict[str, int]:
     counts = Counter(
         texts[0]
         for shard in shards.present
-        for texts in read_texts(folder, shard)
-        if len(texts) == 1 and texts[0]
+        for texts, images in read_outlines(folder, shard)
+        if len(texts) == images == 1 and texts[0]
     )
     with suppress(OSError):
         write_classes(folder, counts)
     return dict(sorted(counts.items()))
+
+
+def count_labels(folder: Path) -> dict[str, int]:
+    """The same counts, of documents whose texts are names of classes.
+
+    Raises:
+        DataError: If they are captions: sentences, most of which stand at one image alone.
+    """
+    counts = count_classes(folder)
+    once = [name for name, count in counts.items() if count == 1]
+    words = sum(len(name.split()) for name in once)
+    if 2 * len(once) > sum(counts.values()) and words > _SENTENCE * len(once):
+        raise DataError(
+            f"{folder}: its texts are captions ({_short(once[0])!r}), not names of classes: {len(counts):,} "
+            f"of {sum(counts.values()):,} images; classify takes what lcl convert imagefolder makes, and of "
+            "these retrieve or caption can learn"
+        )
+    return counts
 
 
 def write_classes(folder: Path, counts: Mapping[str, int]) -> None:
@@ -132,7 +155,7 @@ def classes_of(train: Iterable[Path], held_out: Iterable[Path] = ()) -> tuple[st
             set spell one differently.
     """
     train, held_out = list(train), list(held_out)
-    of_folder = {str(folder): set(count_classes(folder)) for folder in train}
+    of_folder = {str(folder): set(count_labels(folder)) for folder in train}
     for (one, ours), (other, theirs) in combinations(of_folder.items(), 2):
         _check_spelling((one, ours), (other, theirs))
     names = sorted(set().union(*of_folder.values()))
@@ -164,7 +187,7 @@ def check_same_classes(train: tuple[str, Iterable[str]], held_out: tuple[str, It
     _check_spelling((first, ours), (second, theirs))
     odd = sorted(ours ^ theirs)
     raise DataError(
-        f"{first} and {second} differ in the classes {', '.join(odd[:5])}"
+        f"{first} and {second} differ in the classes {', '.join(map(_short, odd[:5]))}"
         f"{f' and {len(odd) - 5} more' if len(odd) > 5 else ''}; give both the same classes"
     )
 
@@ -176,7 +199,15 @@ def _check_spelling(one: tuple[str, set[str]], other: tuple[str, set[str]]) -> N
     for name in sorted(theirs - ours):
         if _plain(name) in spelled:
             mine = spelled[_plain(name)]
-            raise DataError(f"{second} calls a class {name!r} that {first} calls {mine!r}; give it one name")
+            raise DataError(
+                f"{second} calls a class {_short(name)!r} that {first} calls {_short(mine)!r}; give it one "
+                "name"
+            )
+
+
+def _short(name: str) -> str:
+    """A name for a message."""
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
 
 
 def _plain(name: str) -> str:

@@ -121,14 +121,15 @@ def read_documents(folder: Path) -> Iterator[Document]:
             yield document
 
 
-def read_texts(folder: Path, shard: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the texts of each document of a shard, without reading its images.
+def read_outlines(folder: Path, shard: dict[str, Any]) -> Iterator[tuple[list[str], int]]:
+    """Yield texts and number of images of each document of a shard, without reading its images.
 
     Raises:
         DataError: If the shard is damaged.
     """
     for segments in _segments(folder, shard):
-        yield [segment["text"] for segment in segments if "text" in segment]
+        texts = [segment["text"] for segment in segments if "text" in segment]
+        yield texts, len(segments) - len(texts)
 
 
 def read_sizes_of(folder: Path, shard: dict[str, Any]) -> Iterator[tuple[int, int]]:
@@ -137,9 +138,8 @@ def read_sizes_of(folder: Path, shard: dict[str, Any]) -> Iterator[tuple[int, in
     Raises:
         DataError: If the shard is damaged.
     """
-    for segments in _segments(folder, shard):
-        texts = [segment["text"] for segment in segments if "text" in segment]
-        yield sum(len(text.encode("utf-8", "replace")) for text in texts), len(segments) - len(texts)
+    for texts, images in read_outlines(folder, shard):
+        yield sum(len(text.encode("utf-8", "replace")) for text in texts), images
 
 
 def _segments(folder: Path, shard: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:

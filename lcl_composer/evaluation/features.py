@@ -17,11 +17,12 @@ from torchvision.datasets import ImageFolder
 
 from lcl_composer.data.document import Document
 from lcl_composer.data.image import decode_image
-from lcl_composer.data.labelled import class_name, count_classes
+from lcl_composer.data.labelled import class_name, count_labels
 from lcl_composer.data.shards import open_shards, read_documents, read_shard
-from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.errors import ConfigError, DataError, one_line
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of, undisturbed
+from lcl_composer.methods.method import Method
 from lcl_composer.models.finite import check_finite
 
 #: Which features an evaluation reads. ``patch_mean``: the mean of the encoder's patch tokens after its final
@@ -43,15 +44,21 @@ class LabelledShards(Dataset[tuple[Tensor, int]]):
         transform: RGB PIL image -> uint8 [3, H, W].
 
     Raises:
-        DataError: If a shard is missing or damaged.
+        DataError: If a shard is missing or damaged, or a document is no labelled image.
     """
 
     def __init__(self, folder: Path, transform: Callable) -> None:
         self.root, self.transform = str(folder), transform
-        self.classes = list(count_classes(folder))
+        counts = count_labels(folder)
+        self.classes = list(counts)
         self._shards = open_shards(folder)
         self._shards.check_whole()
         self._ends = np.cumsum([shard["samples"] for shard in self._shards.present])
+        if others := len(self) - sum(counts.values()):
+            raise DataError(
+                f"{folder}: {others:,} of {len(self):,} documents are not one image and the name of its "
+                "class, as lcl convert imagefolder makes; an evaluation takes labelled images alone"
+            )
         self._numbers = {name: number for number, name in enumerate(self.classes)}
         self._held: tuple[int, list[Document | DataError]] = (-1, [])
 
@@ -91,8 +98,15 @@ class LabelledShards(Dataset[tuple[Tensor, int]]):
 LabelledImages = ImageFolder | LabelledShards
 
 
+def names_of_images(images: LabelledImages) -> list[str]:
+    """A name of each image: its path in the folder, or the id of its document."""
+    if isinstance(images, LabelledShards):
+        return [name for name, _ in images.samples]
+    return [str(Path(path).relative_to(images.root)) for path, _ in images.samples]
+
+
 def open_image_folder(folder: str | Path, transform: Callable) -> LabelledImages:
-    """Open ``folder/<class>/*.png|jpg|...``, or shards of labelled documents.
+    """Open ``folder/<class>/*.png|jpg|...``, or shards of labelled documents, and try a few of the images.
 
     Args:
         folder: Root of the tree, or where ``index.json`` of the shards is.
@@ -100,20 +114,46 @@ def open_image_folder(folder: str | Path, transform: Callable) -> LabelledImages
             those of training documents are (transparent ones on white).
 
     Raises:
-        DataError: If the folder is missing or holds no images in class folders.
+        DataError: If the folder is missing or holds no images in class folders, or the first of a class (of
+            shards, the first of all) cannot be read.
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder; an evaluation needs folder/<class>/<image> files")
     if (Path(folder) / "index.json").is_file():
-        return LabelledShards(Path(folder), transform)
+        shards = LabelledShards(Path(folder), transform)
+        assert shards[0]
+        return shards
     try:
-        return ImageFolder(str(folder), transform, loader=_load)
+        images = ImageFolder(str(folder), transform, loader=_load)
     except (FileNotFoundError, RuntimeError) as error:
-        raise DataError(f"{folder}: no image folder (folder/<class>/<image> files): {error}") from error
+        raise DataError(
+            f"{folder}: no image folder (folder/<class>/<image> files): {one_line(error)}"
+        ) from error
+    for path in {label: path for path, label in reversed(images.samples)}.values():
+        _load(path)
+    return images
 
 
 def _load(path: str | Path) -> Image.Image:
     return decode_image(Path(path).read_bytes(), str(path))
+
+
+def check_features(kind: FeatureKind, model: Method, asks: str) -> None:
+    """Raise ConfigError if a method has no such features, before it is trained.
+
+    Args:
+        kind: Which features.
+        model: The method.
+        asks: The component that needs them, for the message.
+    """
+    if kind == "pooled" and not pools_images(model):
+        name = type(model).__name__
+        raise ConfigError(f"{asks}.features: pooled, but the method {name} has no pooler; use patch_mean")
+
+
+def pools_images(model: Method) -> bool:
+    """Whether a method's ``encode_images`` gives a latent."""
+    return type(model).encode_images is not Method.encode_images or "pooler" in model.parts
 
 
 def reduce_features(kind: FeatureKind, pooled: Tensor | None, tokens: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.image import eval_transform
+from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.evaluation import Evaluation, Row
-from lcl_composer.evaluation.features import FeatureKind, open_image_folder
-from lcl_composer.evaluation.probe import probe_model
+from lcl_composer.evaluation.features import FeatureKind, check_features, open_image_folder
+from lcl_composer.evaluation.probe import check_same_classes, probe_model
 from lcl_composer.evaluation.weights import image_side_state, image_side_weights
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ class FrozenProbe(Evaluation):
     whose construction gives the same weights from the same seed, compares with the same encoder.
 
     Args:
-        train: ImageFolder to fit on and to choose the regularisation on.
-        val: ImageFolder to measure on, with the same classes.
+        train: Labelled images, a folder a class or shards, to fit on and to choose the regularisation on.
+        val: Labelled images of the same classes to measure on.
         image_size: Side of the images in pixels.
         features: ``patch_mean`` (mean of the encoder's patch tokens, the encoder alone) or ``pooled`` (the
             pooler's latent).
         batch_size: Images a forward.
 
     Raises:
-        DataError: If a folder is missing or holds no images in class folders.
+        ConfigError: If ``batch_size`` is below 1.
+        DataError: If a folder is missing or holds no images in class folders, or the two differ in their
+            classes.
     """
 
     def __init__(
@@ -50,14 +53,18 @@ class FrozenProbe(Evaluation):
         features: FeatureKind = "patch_mean",
         batch_size: int = 64,
     ):
+        if batch_size < 1:
+            raise ConfigError(f"evaluation.probe.batch_size: is {batch_size}, must be at least 1")
         transform = partial(eval_transform, size=image_size)
         self.train, self.val = (open_image_folder(path, transform) for path in (train, val))
+        check_same_classes(self.train, self.val)
         self.features: FeatureKind = features
         self.batch_size = batch_size
         self._before: dict[str, Tensor] = {}
 
     def start(self, model: Method) -> None:
-        """Keep the weights of before training."""
+        """Keep the weights of before training; raises ConfigError if the method lacks the features."""
+        check_features(self.features, model, "evaluation.probe")
         self._before = image_side_state(model)
 
     def measure(

@@ -12,11 +12,27 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.collate import collate, make_sample
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.interleave import Layout
-from lcl_composer.errors import DataError
+from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.evaluation.features import pools_images
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
-from lcl_composer.methods.method import Method
+from lcl_composer.methods.method import Method, contrast_of
 from lcl_composer.models.finite import check_finite
+
+
+def check_sides(model: Method, asks: str) -> None:
+    """Raise ConfigError unless a method has a feature of an image and of a text to compare.
+
+    Args:
+        model: The method.
+        asks: The setting that needs them, for the message.
+    """
+    contrast_of(model, asks)
+    kind, name = type(model), type(model).__name__
+    if kind.text_features is Method.text_features:
+        raise ConfigError(f"{asks}: the method {name} contrasts images with no text; remove it")
+    if kind.image_features is Method.image_features and not pools_images(model):
+        raise ConfigError(f"{asks}: the method {name} has no feature of an image as a whole; remove it")
 
 
 def text_features(model: Method, layout: Layout, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -18,12 +18,12 @@ from lcl_composer.data.image import eval_transform
 from lcl_composer.data.interleave import Layout
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.evaluation import Evaluation, Row
-from lcl_composer.evaluation.features import LabelledImages, open_image_folder
+from lcl_composer.evaluation.features import LabelledImages, names_of_images, open_image_folder
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.metrics import cosines
 from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.quiet import device_of, undisturbed
-from lcl_composer.evaluation.texts import text_features
+from lcl_composer.evaluation.texts import check_sides, text_batches, text_features
 from lcl_composer.methods.method import Method, contrast_of
 from lcl_composer.models.finite import check_finite
 
@@ -165,7 +165,7 @@ class ZeroShotResult:
     Attributes:
         labels: [N] int64.
         ranks: [N] int64, classes that lie before the right one, 0 where it is the first; ties are before it.
-        predicted: [N] int64.
+        predicted: [N] int64; the right one where its rank is 0, and another elsewhere.
         classes: C.
     """
 
@@ -191,14 +191,15 @@ def ranked(logits: Tensor, labels: Tensor) -> ZeroShotResult:
     """Where the right class [N] stands among the logits [N, C]; a tie counts against us."""
     right = logits.gather(1, labels[:, None])
     ranks = (logits >= right).sum(1) - 1
-    return ZeroShotResult(labels, ranks, logits.argmax(1), logits.shape[1])
+    others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    return ZeroShotResult(labels, ranks, torch.where(ranks == 0, labels, others), logits.shape[1])
 
 
 class Prompted:
     """A folder of labelled images, and the prompts of its classes.
 
     Args:
-        images: ``folder/<class>/*.png|jpg|...``.
+        images: ``folder/<class>/*.png|jpg|...``, or shards of labelled images.
         image_size: Side of the images in pixels.
         layout: The method's.
         templates: As in :func:`templates_of`.
@@ -206,7 +207,7 @@ class Prompted:
         batch_size: Images a forward.
 
     Raises:
-        ConfigError: If templates or names do not fit.
+        ConfigError: If templates or names do not fit, or ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -218,6 +219,8 @@ class Prompted:
         names: NameSet | Mapping[str, str],
         batch_size: int,
     ):
+        if batch_size < 1:
+            raise ConfigError(f"zero_shot.batch_size: is {batch_size}, must be at least 1")
         self._place, self._size, self.layout = images, image_size, layout
         self._names: NameSet | Mapping[str, str] = names
         self.templates, self.batch_size = templates_of(templates), batch_size
@@ -231,6 +234,18 @@ class Prompted:
     def names(self) -> list[str]:
         """What the classes are called."""
         return names_of(self.images.classes, self._names)
+
+    def check(self) -> None:
+        """Read what :meth:`measure` will need: names and labels, and the shortest prompt of each class.
+
+        Raises:
+            ConfigError: If names do not fit.
+            DataError: If the images cannot be read, or a prompt has no feature.
+        """
+        shortest = min(self.templates, key=lambda template: len(template("")))
+        for _ in text_batches(self.layout, [shortest(name) for name in self.names], 256):
+            pass
+        assert len(self.images.targets)
 
     def measure(self, model: Method) -> ZeroShotResult:
         """Classify every image; all ranks call it together."""
@@ -246,7 +261,7 @@ class ZeroShot(Evaluation):
     An image goes to the class whose prompts' mean feature has the greatest cosine with its own.
 
     Args:
-        images: ``folder/<class>/*.png|jpg|...``.
+        images: ``folder/<class>/*.png|jpg|...``, or shards of labelled images.
         image_size: Side of the images in pixels.
         layout: The method's.
         templates: ``openai`` (80), ``simple`` (7), or texts with ``{}`` in place of the class name.
@@ -255,8 +270,9 @@ class ZeroShot(Evaluation):
         batch_size: Images a forward.
 
     Raises:
-        ConfigError: If templates or names do not fit.
-        DataError: If the folder is missing or holds no images in class folders.
+        ConfigError: If templates or names do not fit, or ``batch_size`` is below 1.
+        DataError: If the folder is missing or holds no images in class folders, an image cannot be read, or a
+            prompt has no feature.
     """
 
     def __init__(
@@ -269,11 +285,11 @@ class ZeroShot(Evaluation):
         batch_size: int = 64,
     ):
         self.prompted = Prompted(images, image_size, layout, templates, names, batch_size)
-        assert self.prompted.names
+        self.prompted.check()
 
     def start(self, model: Method) -> None:
-        """Raise ConfigError if the method contrasts nothing."""
-        contrast_of(model, "evaluation.zero_shot")
+        """Raise ConfigError if the method contrasts no images with texts."""
+        check_sides(model, "evaluation.zero_shot")
 
     def measure(
         self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path
@@ -284,7 +300,7 @@ class ZeroShot(Evaluation):
             tallies = {f"top{k}": Tally((found.ranks < k).float().tolist()) for k in (1, 5)}
             share = 1 / torch.bincount(found.labels)[found.labels]  # of an image in its class
             tallies["mean_top1"] = Tally(((found.ranks == 0) * share).tolist(), share.tolist())
-            images = [str(Path(path).relative_to(self.prompted.images.root)) for path, _ in self._samples]
+            images = names_of_images(self.prompted.images)
             labels, predicted = found.labels.tolist(), found.predicted.tolist()
             outcomes = Outcomes(images, tallies, self.prompted.names, labels, predicted)
             write_outcomes(outcomes, folder, "zero_shot")
@@ -294,10 +310,6 @@ class ZeroShot(Evaluation):
             "classes": found.classes,
             "templates": len(self.prompted.templates),
         }
-
-    @property
-    def _samples(self) -> list[tuple[str, int]]:
-        return self.prompted.images.samples
 
     def rows(self, result: dict[str, Any]) -> list[Row]:
         """Top-1 and top-5."""

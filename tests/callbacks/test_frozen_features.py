@@ -60,6 +60,19 @@ def test_a_missing_folder_stops_the_run_before_it_trains(folders, tmp_path: Path
 def test_settings_that_make_no_sense_are_refused(folders) -> None:
     with pytest.raises(ConfigError, match="k 0 and temperature"):
         callbacks.build({"name": "knn", "k": 0, **folders})
+    with pytest.raises(ConfigError, match=r"callbacks\.linear_probe\.batch_size: is 0, must be at least 1"):
+        callbacks.build({"name": "linear_probe", "batch_size": 0, **folders})
+
+
+def test_features_that_the_method_lacks_are_refused_before_it_trains(folders) -> None:
+    """A linear probe of latents, and a method that pools nothing."""
+    probe = callbacks.build({"name": "linear_probe", "features": "pooled", **folders})
+    model = FakeLCL()
+    model.part_names = ("encoder",)  # type: ignore[misc]
+    with pytest.raises(
+        ConfigError, match=r"linear_probe\.features: pooled, but .* has no pooler; use patch_mean"
+    ):
+        make_trainer([probe], model=model).fit()
 
 
 class KeepFeatures(FrozenFeatures):

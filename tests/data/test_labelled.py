@@ -77,6 +77,32 @@ def test_both_sets_have_the_same_classes(make_dataset: MakeDataset) -> None:
         classes_of([make_dataset(rows("bee"), "one")])
 
 
+def test_captions_are_no_classes(make_dataset: MakeDataset) -> None:
+    """A sentence at each image: the message shows the beginning of one."""
+    captions = [f"a photo of {n} bees that sit beside a small green house" for n in range(3)]
+    with pytest.raises(
+        DataError, match=r"its texts are captions \('a photo of 0 bees that sit beside a smal"
+    ) as e:
+        classes_of([make_dataset(rows(*captions), "captions")])
+    assert "3 of 3 images; classify takes what lcl convert imagefolder makes" in str(e.value)
+    assert len(str(e.value)) < 350
+    assert classes_of([make_dataset(rows(*captions * 2), "classes")]) == tuple(sorted(captions))
+    assert classes_of([make_dataset(rows("ant", "king penguin"), "few")]) == ("ant", "king penguin")
+    with pytest.raises(
+        DataError, match=r"differ in the classes a photo of 0 bees that sit beside a smal\.\.\., a"
+    ):
+        classes_of(
+            [make_dataset(rows("ant", "bee"), "one")], [make_dataset(rows("ant", "bee", *captions), "b")]
+        )
+
+
+def test_an_image_and_a_half_has_no_class(make_dataset: MakeDataset) -> None:
+    """One text, but no image or two: no labelled image."""
+    twice = Document("twice", "test", (Image(png(0)), Text("cat"), Image(png(1))))
+    none = Document("none", "test", (Text("cat"),))
+    assert count_classes(make_dataset([*rows("bee"), twice, none])) == {"bee": 1}
+
+
 def test_training_sets_spell_a_class_alike(make_dataset: MakeDataset) -> None:
     letters = [make_dataset(rows("a", "A", "C", "C++"), f"letters{n}") for n in range(2)]
     assert classes_of(letters) == ("A", "C", "C++", "a")

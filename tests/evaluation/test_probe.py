@@ -12,13 +12,15 @@ from torch import Tensor
 from lcl_composer.data.document import Document, Text
 from lcl_composer.data.document import Image as DocumentImage
 from lcl_composer.data.writer import DocumentWriter
-from lcl_composer.errors import DataError
+from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation import features as features_module
 from lcl_composer.evaluation import probe as probe_module
 from lcl_composer.evaluation.features import extract_features, open_image_folder, reduce_features
 from lcl_composer.evaluation.knn import knn_classify
 from lcl_composer.evaluation.probe import Table, fit_logistic, linear_probe, probe_model
+from lcl_composer.evaluation.probe_trained import FrozenProbe
 from lcl_composer.evaluation.weights import image_side_state, image_side_weights
+from tests.evaluation.batches import SIDE
 from tests.evaluation.fakes import FakeLCL
 from tests.evaluation.folders import to_tensor, write_folder
 
@@ -147,6 +149,23 @@ def test_probe_of_a_model_and_of_its_other_weights(tmp_path: Path) -> None:
         assert probe_model(model, train, val).accuracy == pytest.approx(1 / 3, abs=0.01)
     after = image_side_state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_the_probe_of_a_run_would_miss_at_its_end_is_said_before(tmp_path: Path) -> None:
+    """Other classes, a batch of none, and latents of a method that pools nothing."""
+    train, val = str(write_folder(tmp_path / "a", 2)), str(write_folder(tmp_path / "b", 1))
+    other = str(write_folder(tmp_path / "c", 1, ("blue", "green")))
+    with pytest.raises(DataError, match=r"a and .*c differ in the classes red"):
+        FrozenProbe(train, other, SIDE)
+    with pytest.raises(ConfigError, match=r"evaluation\.probe\.batch_size: is 0"):
+        FrozenProbe(train, val, SIDE, batch_size=0)
+    model = FakeLCL()
+    FrozenProbe(train, val, SIDE, "pooled").start(model)
+    model.part_names = ("encoder",)  # type: ignore[misc]
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.probe\.features: pooled, but the method FakeLCL has no poo"
+    ):
+        FrozenProbe(train, val, SIDE, "pooled").start(model)
 
 
 def test_images_are_decoded_as_training_images_are(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lcl_composer.data.document import Document, Text
+from lcl_composer.data.document import Image as DocumentImage
 from lcl_composer.data.interleave import LayoutRules
 from lcl_composer.data.tokenizer import CLIPTokenizer
+from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.outcomes import read_outcomes
 from lcl_composer.evaluation.zero_shot import (
@@ -34,7 +37,15 @@ from lcl_composer.methods.method import Method
 from lcl_composer.registry import evaluations
 from tests.distributed import run_ranks
 from tests.methods.open_clips import same_clips
-from tests.models.tiny import IMAGE_SIZE, RULES, TOKENIZER, tiny_method, tiny_model
+from tests.models.tiny import (
+    IMAGE_SIZE,
+    MAX_TOKENS,
+    RULES,
+    TOKENIZER,
+    TOKENS_PER_IMAGE,
+    tiny_method,
+    tiny_model,
+)
 
 NAMES = ["a red_circle", "great white shark", "1960s car"]
 
@@ -70,7 +81,9 @@ def test_ties_count_against_us_and_a_class_counts_as_much_as_another() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 0.0], [0.0, 1.0, 2.0], [9.0, 1.0, 0.0]])
     found = ranked(logits, torch.tensor([0, 0, 1, 0]))
     assert found.ranks.tolist() == [0, 1, 1, 0]
-    assert found.predicted.tolist()[2] == 2
+    assert found.predicted.tolist() == [0, 1, 2, 0]
+    tied = ranked(torch.tensor([[1.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1]))
+    assert (tied.ranks.tolist(), tied.predicted.tolist()) == ([1, 1], [1, 0])
     assert found.numbers == {
         "top1": 0.5,
         "top5": 1.0,
@@ -143,6 +156,57 @@ def test_an_evaluation_measures_writes_and_reads_well(name: str, tmp_path: Path)
     assert sum(right) / 9 == pytest.approx(result["top1"])
     assert "33.33% by chance" in evaluation.rows(result)[0].compared_with
     assert evaluation.note(result) == "Zero-shot: 9 images of 3 classes, 2 prompts a class"
+
+
+def shards_of(images: str, folder: Path) -> str:
+    """The labelled images of a folder as ``lcl convert imagefolder`` makes documents of them."""
+    with DocumentWriter(folder) as writer:
+        for file in sorted(Path(images).glob("*/*.png")):
+            segments = (DocumentImage(file.read_bytes()), Text(file.parent.name))
+            writer.write(Document(f"val-{file.parent.name}-{file.stem}", "test", segments))
+    return str(folder)
+
+
+def test_shards_give_what_the_folder_gives(tmp_path: Path) -> None:
+    model = tiny_model().eval()
+    folder = write_images(tmp_path / "images", ["2", "3_4", "5"], IMAGE_SIZE)
+    results = [
+        evaluation_of(place, model).measure(model, None, tmp_path)
+        for place in (folder, shards_of(folder, tmp_path / "shards"))
+    ]
+    assert results[0] == results[1]
+    outcomes = read_outcomes(tmp_path, "zero_shot")
+    assert outcomes is not None
+    assert outcomes.images[:4] == ["val-2-0", "val-2-1", "val-2-2", "val-3_4-0"]
+
+
+class WithoutTexts(CLIP):
+    """Contrasts, but has no feature of a text by itself."""
+
+    text_features = Method.text_features
+
+
+def test_what_would_fail_after_training_is_said_before(tmp_path: Path) -> None:
+    """Images that cannot be read, documents without a class, prompts without a feature, methods without."""
+    model, images = tiny_model(), write_images(tmp_path / "images", ["2", "3"], IMAGE_SIZE)
+    with pytest.raises(ConfigError, match=r"zero_shot\.batch_size: is 0, must be at least 1"):
+        evaluation_of(images, model, batch_size=0)
+    rules = LayoutRules(TOKENS_PER_IMAGE, MAX_TOKENS, min_context_tokens=9)
+    with pytest.raises(DataError, match="text '2': has no feature; it is empty, or shorter"):
+        ZeroShot(images, IMAGE_SIZE, model.layout(TOKENIZER, rules), ["1 1 {}", "{}"])
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.zero_shot: .*WithoutTexts contrasts images with no text"
+    ):
+        evaluation_of(images, model).start(tiny_method(WithoutTexts))
+    with DocumentWriter(tmp_path / "captions") as writer:
+        image = DocumentImage((Path(images) / "2/0.png").read_bytes())
+        writer.write(Document("a", "test", (image, Text("2"))))
+        writer.write(Document("b", "test", (image, Text("3"), Text("4"))))
+    with pytest.raises(DataError, match=r"captions: 1 of 2 documents are not one image and the name of its"):
+        evaluation_of(str(tmp_path / "captions"), model)
+    (Path(images) / "3/0.png").write_bytes(b"version https://git-lfs")
+    with pytest.raises(DataError, match=r"3/0\.png"):
+        evaluation_of(images, model)
 
 
 def test_what_cannot_be_measured_is_said_before_training(tmp_path: Path) -> None:
