@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.evaluation.evaluation import Evaluation
 from lcl_composer.methods.method import method_of
 from lcl_composer.methods.whole import whole
+from lcl_composer.nodes import on_first_rank
 from lcl_composer.report.gallery_picture import gallery_picture
 from lcl_composer.report.metrics_file import read_metrics
 from lcl_composer.report.summary import loss_ends, print_summary, write_summary
@@ -52,6 +54,13 @@ class EndTable(Callback):
         with whole(state):
             for evaluation in self.evaluations.values():
                 evaluation.start(method_of(state))
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Let each evaluation look at what it will measure on."""
+        if state.evaluators:
+            held_out = state.evaluators[0].dataloader.dataloader
+            for evaluation in self.evaluations.values():
+                on_first_rank(partial(evaluation.check, held_out))
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Measure, log, write ``summary.json``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -232,6 +233,16 @@ class DocumentStream(WatchedDataset):
     def __getitem__(self, at: Any) -> Any:
         """Return a sample; a repeat's number, beyond the number of documents, is as good as any."""
         return self.get_item(int(at)) if isinstance(at, int | np.integer) else super().__getitem__(at)
+
+    def keeps_any(self) -> bool:
+        """Whether there is a document that ``hold_out`` keeps, looked for as far as one is likely.
+
+        Of a share s the first 30 / s ids are read: that none of so many is kept has a chance of e**-30.
+        """
+        most = min(self.num_samples, math.ceil(30 / max(self._hold_out, 1e-12)))
+        return any(
+            share_of(super(DocumentStream, self).get_item(n)["id"]) < self._hold_out for n in range(most)
+        )
 
     def get_item(self, sample_id: int, retry: int = 7) -> Sample:
         """Return the sample of a document by its place in the shards; a bad one is empty and says why."""

@@ -14,7 +14,6 @@ from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.vqa_accuracy import AGREEING, exact_match, normalised, vqa_accuracy
 from lcl_composer.evaluation.writing import Writing, Written
 from lcl_composer.methods.caption import VQA
-from lcl_composer.models.writer import Decoding
 
 if TYPE_CHECKING:
     from lcl_composer.methods.method import Method
@@ -49,7 +48,7 @@ class Answering(Writing):
         max_documents: int | None = None,
         batch_size: int = 64,
     ):
-        decoding = Decoding(max_new_tokens, beams, length_penalty)
+        decoding = {"max_new_tokens": max_new_tokens, "beams": beams, "length_penalty": length_penalty}
         super().__init__(tokenizer, decoding, max_documents, batch_size)
 
     def shown(self, row: Written) -> tuple[str, list[str]]:
@@ -61,6 +60,7 @@ class Answering(Writing):
         """Raise ConfigError if the method answers no questions."""
         if not isinstance(model, VQA):
             raise ConfigError(f"evaluation.vqa: the method {type(model).__name__} answers nothing; use vqa")
+        self.say_room(model)
 
     def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
         """``accuracy`` (None where no question has several answers) and ``exact_match``, 0..1.
@@ -109,7 +109,8 @@ class Answering(Writing):
         few = result["fewest_answers"]
         short = result["accuracy"] is not None and few <= AGREEING
         lacks = f"; VQA accuracy of a question with {few} answers stays below 1" if short else ""
-        return f"Answers: to {result['questions']:,} held-out questions, normalised as VQA's{lacks}"
+        questions = f"{result['questions']:,} held-out questions"
+        return f"Answers: to {questions}, normalised as VQA's{lacks}{self.left_out(result)}"
 
 
 def _measure(said: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[list[float], list[float]]:

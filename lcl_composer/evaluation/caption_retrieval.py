@@ -24,8 +24,8 @@ from lcl_composer.evaluation.metrics import caption_ranks, chance_at_k
 from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.evaluation.retrieval import PairedFeatures
-from lcl_composer.evaluation.texts import text_features
-from lcl_composer.methods.method import contrast_of
+from lcl_composer.evaluation.texts import check_sides, text_features
+from lcl_composer.evaluation.trial import check_documents
 from lcl_composer.models.finite import check_finite
 
 if TYPE_CHECKING:
@@ -108,8 +108,23 @@ class CaptionRetrieval(Evaluation):
         self.gallery = Gallery(tokenizer)
 
     def start(self, model: Method) -> None:
-        """Raise ConfigError if the method contrasts nothing."""
-        contrast_of(model, "evaluation.caption_retrieval")
+        """Raise ConfigError if the method contrasts no images with texts."""
+        check_sides(model, "evaluation.caption_retrieval")
+
+    def check(self, held_out: Iterable[PackedBatch]) -> None:
+        """Raise DataError if there is no image with a caption."""
+
+        def fits(stream: DocumentStream, number: int) -> str:
+            try:
+                document = stream.document(number)
+                found = captions_of(document, self.tokenizer, self.max_captions)
+                if found:
+                    decode_image(document.images[0].data, f"document {document.id!r}, image 0")
+            except DataError as error:
+                return str(error)
+            return "" if found else f"document {document.id!r}: no caption has a token"
+
+        check_documents(held_out, "caption_retrieval", fits)
 
     def measure(
         self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path
@@ -140,7 +155,12 @@ class CaptionRetrieval(Evaluation):
         """Features of this rank's documents, every W-th, joined over ranks in the documents' order."""
         rank, size = world()
         total = min(stream.num_samples, self.max_images or stream.num_samples)
-        parts, skipped = [], {"images without a caption": 0, "images that cannot be read": 0}
+        reasons = (
+            "images without a caption",
+            "images that cannot be read",
+            "documents that are not one image with captions",
+        )
+        parts, skipped = [], dict.fromkeys(reasons, 0)
         mine = range(rank, total, size)
         for first in range(0, len(mine), self.batch_size):
             parts += self._features(model, stream, mine[first : first + self.batch_size], skipped)
@@ -159,8 +179,12 @@ class CaptionRetrieval(Evaluation):
         """Number, id, image feature and caption features [C, E] of each document that can be measured."""
         kept: list[tuple[int, Document, Tensor, list[str]]] = []
         for number in numbers:
-            document = stream.document(number)
-            captions = captions_of(document, self.tokenizer, self.max_captions)
+            try:
+                document = stream.document(number)
+                captions = captions_of(document, self.tokenizer, self.max_captions)
+            except DataError:
+                skipped["documents that are not one image with captions"] += 1
+                continue
             if not captions:
                 skipped["images without a caption"] += 1
                 continue

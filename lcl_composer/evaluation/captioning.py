@@ -13,7 +13,6 @@ from lcl_composer.evaluation.evaluation import Row
 from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.writing import Writing, Written
 from lcl_composer.methods.caption import VQA, Caption
-from lcl_composer.models.writer import Decoding
 
 if TYPE_CHECKING:
     from lcl_composer.methods.method import Method
@@ -62,7 +61,14 @@ class Captioning(Writing):
         meteor: bool = True,
     ):
         check_scorers()
-        decoding = Decoding(max_new_tokens, beams, length_penalty, temperature, top_p, seed)
+        decoding = {
+            "max_new_tokens": max_new_tokens,
+            "beams": beams,
+            "length_penalty": length_penalty,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+        }
         super().__init__(tokenizer, decoding, max_documents, batch_size)
         self.meteor = meteor
 
@@ -72,6 +78,7 @@ class Captioning(Writing):
             raise ConfigError(
                 f"evaluation.captioning: the method {type(model).__name__} writes no captions; use caption"
             )
+        self.say_room(model)
 
     def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
         """Scores by name, each also as ``<domain>/<name>``, the number of images, the tokenizer.
@@ -125,4 +132,5 @@ class Captioning(Writing):
         """How many captions, and who made the words."""
         lacks = "" if result["METEOR"] is not None else "; METEOR, a Java program, was not measured"
         one = "; CIDEr of a single image is 0" if result["images"] == 1 else ""
-        return f"Captions: {result['images']:,} held-out images, words by {result['tokenizer']}{lacks}{one}"
+        images = f"{result['images']:,} held-out images"
+        return f"Captions: {images}, words by {result['tokenizer']}{lacks}{one}{self.left_out(result)}"

@@ -17,6 +17,7 @@ from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.outcomes import Outcomes, Tally, write_outcomes
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
+from lcl_composer.evaluation.trial import check_documents, stream_of
 
 if TYPE_CHECKING:
     from lcl_composer.methods.method import Method
@@ -75,7 +76,10 @@ def rank_images(model: Method, batches: Iterable[PackedBatch], whose: str = "dat
     mine = (ids, torch.cat(labels), torch.cat(ranks, 1), torch.cat(predicted, 1)) if ids else None
     gathered = gather_objects((mine, finite))
     if not all(is_finite for _, is_finite in gathered):
-        raise DataError("evaluation.classification: a logit is not finite; lower optimizer.lr and train anew")
+        raise DataError(
+            "evaluation.classification: a logit is not finite; lower optimizer.lr, or the largest of "
+            "method.grid.lr, and train anew"
+        )
     parts = [part for part, _ in gathered if part is not None]
     if not parts:
         raise DataError(f"evaluation.classification: there is no test image; see {whose}")
@@ -130,11 +134,23 @@ class Classification(Evaluation):
     ``outcomes/classification.json``.
     """
 
+    _chooses = False
+
     def start(self, model: Method) -> None:
         """Raise ConfigError if the method classifies nothing."""
         if "classification" not in model.terms:
             raise ConfigError(
                 f"evaluation.classification: the method {type(model).__name__} classifies nothing; remove it"
+            )
+        self._chooses = bool(getattr(model, "heads", ()))
+
+    def check(self, held_out: Iterable[PackedBatch]) -> None:
+        """Raise DataError if there is no test image, or none to choose a grid's head by."""
+        check_documents(held_out, "classification")
+        kept = stream_of(self.kept) if self._chooses else None
+        if kept is not None and not kept.keeps_any():
+            raise DataError(
+                f"data.train.hold_out: none of {kept.num_samples:,} documents is in that share; raise it"
             )
 
     def measure(

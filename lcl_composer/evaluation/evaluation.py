@@ -30,6 +30,13 @@ class Evaluation(ABC):
     def start(self, model: Method) -> None:  # noqa: B027 (most have nothing to do)
         """Look at the model as it was built, before any checkpoint is loaded."""
 
+    def check(self, held_out: Iterable[PackedBatch]) -> None:  # noqa: B027 (many need no document)
+        """Look at the documents of ``data.eval`` before training; the first rank calls it.
+
+        Raises:
+            DataError: If there is none that can be measured on.
+        """
+
     @abstractmethod
     def measure(
         self, model: Method, held_out: Iterable[PackedBatch] | None, folder: Path

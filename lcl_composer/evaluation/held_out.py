@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.evaluation import Evaluation, Row
 from lcl_composer.evaluation.gallery import Gallery
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.retrieval import collect_features
+from lcl_composer.evaluation.trial import check_documents, contrasted
 from lcl_composer.methods.method import contrast_of
 
 if TYPE_CHECKING:
@@ -26,10 +28,19 @@ class HeldOutRetrieval(Evaluation):
     Args:
         tokenizer: Gives the texts of the gallery back.
         max_images: Images to rank against each other; fewer if the held-out set has fewer.
+
+    Raises:
+        ConfigError: If ``max_images`` is below 1.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_images: int = 256):
+        if max_images < 1:
+            raise ConfigError(f"evaluation.retrieval.max_images: is {max_images}, must be at least 1")
         self.max_images, self.gallery = max_images, Gallery(tokenizer)
+
+    def check(self, held_out: Iterable[PackedBatch]) -> None:
+        """Raise DataError if there is no image with a text before it."""
+        check_documents(held_out, "retrieval", contrasted)
 
     def start(self, model: Method) -> None:
         """Raise ConfigError if the method contrasts nothing."""

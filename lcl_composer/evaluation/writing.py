@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lcl_composer.data.batch import PackedBatch
+from lcl_composer.data.captioned import QUESTION
 from lcl_composer.data.collate import num_samples, split_batch
 from lcl_composer.data.document import Text
 from lcl_composer.data.tokenizer import Tokenizer
@@ -23,8 +23,9 @@ from lcl_composer.evaluation.gallery import thumbnail
 from lcl_composer.evaluation.gather import gather_objects, world
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
+from lcl_composer.evaluation.trial import check_documents
 from lcl_composer.methods.caption import Caption
-from lcl_composer.models.writer import Decoding
+from lcl_composer.models.writer import Decoding, rooms
 from lcl_composer.nodes import on_first_rank
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Writing(Evaluation):
 
     Args:
         tokenizer: That of the run.
-        decoding: How to write.
+        decoding: How to write, values of :class:`Decoding`.
         max_documents: The first documents of ``data.eval`` alone, on any number of ranks; None: all.
         batch_size: Documents that a rank writes about at once.
     """
@@ -69,18 +70,38 @@ class Writing(Evaluation):
     file: ClassVar[str]
 
     def __init__(
-        self, tokenizer: Tokenizer, decoding: Decoding, max_documents: int | None, batch_size: int
+        self, tokenizer: Tokenizer, decoding: dict[str, Any], max_documents: int | None, batch_size: int
     ) -> None:
         if batch_size < 1 or (max_documents is not None and max_documents < 1):
             raise ConfigError(
                 f"evaluation.{self.name}: batch_size={batch_size}, max_documents={max_documents}; need >= 1"
             )
-        self.tokenizer, self.decoding = tokenizer, decoding
+        try:
+            self.decoding = Decoding(**decoding)
+        except ConfigError as error:
+            raise ConfigError(f"evaluation.{self.name}: {error}") from error
+        self.tokenizer = tokenizer
         self.max_documents, self.batch_size = max_documents, batch_size
 
     def shown(self, row: Written) -> tuple[str, list[str]]:
         """What a page says below a picture: what the model wrote, and what people did."""
         return row.text, list(row.texts)
+
+    def say_room(self, model: Caption) -> None:
+        """Say on the first rank if even the shortest prompt leaves fewer tokens than ``max_new_tokens``."""
+        ids = self.tokenizer.encode(model.prompt.replace(QUESTION, "")) if model.prompt else []
+        prompt = model.encoder.tokens_per_image + 1 + len(ids)
+        room = model.language_model.max_position_embeddings - prompt + 1
+        if room < self.decoding.max_new_tokens and world()[0] == 0:
+            print(
+                f"note: evaluation.{self.name}: max_new_tokens is {self.decoding.max_new_tokens}, but behind "
+                f"image and prompt the language model has positions for {room} tokens; texts end there",
+                flush=True,
+            )
+
+    def check(self, held_out: Iterable[PackedBatch]) -> None:
+        """Raise DataError if there is no document to write about."""
+        check_documents(held_out, self.name)
 
     @abstractmethod
     def compare(self, written: Sequence[Written], folder: Path) -> dict[str, Any]:
@@ -91,36 +112,43 @@ class Writing(Evaluation):
     ) -> dict[str, Any] | None:
         """Write on all ranks, compare on the first.
 
+        Of documents with one id the first is measured; how many others there are is said, and how many texts
+        end at the last position.
+
         Raises:
-            DataError: If no document can be written about, or two have one id.
+            DataError: If no document can be written about.
         """
         if held_out is None:
             return None
         assert isinstance(model, Caption), "start() checks it"
-        rows = self._write(model, held_out)
+        rows, full = self._write(model, held_out)
 
         def compare() -> dict[str, Any]:
-            names = Counter(name for name, _, _ in rows)
-            if not names:
+            first = {row[0]: row for row in reversed(rows)}
+            if not first:
                 raise DataError(f"evaluation.{self.name}: data.eval holds no document to write about")
-            if len(names) < len(rows):
-                twice = names.most_common(1)[0][0]
-                raise DataError(f"evaluation.{self.name}: two documents of data.eval have the id {twice!r}")
-            texts = texts_of(held_out, names)
-            return self.compare([Written(n, text, texts[n], small) for n, text, small in rows], folder)
+            texts = texts_of(held_out, first)
+            kept = [row for row in rows if first[row[0]] is row]
+            result = self.compare([Written(n, text, texts[n], small) for n, text, small in kept], folder)
+            return {**result, "repeated_ids": len(rows) - len(kept), "ended_at_last_position": full}
 
         return on_first_rank(compare)
 
     def _write(
         self, model: Caption, held_out: Iterable[PackedBatch]
-    ) -> list[tuple[str, str, np.ndarray | None]]:
-        """Id, text and picture of each document, in the order of ``data.eval``, on all ranks."""
-        (rank, ranks), device, seen = world(), device_of(model), 0
+    ) -> tuple[list[tuple[str, str, np.ndarray | None]], int]:
+        """Id, text and picture of each document, in the order of ``data.eval``, on all ranks.
+
+        And how many texts end at the last position of the language model, before ``max_new_tokens``.
+        """
+        (rank, ranks), device, seen, full = world(), device_of(model), 0, 0
         found: list[tuple[tuple[int, int, int], str, str, np.ndarray | None]] = []
         for number, batch in enumerate(held_out):
             images = iter(batch["pixel_values"])
             parts = split_batch(batch, self.batch_size)
             ids = [i for p in parts for i in model.write(to_device(p, device), self.tokenizer, self.decoding)]
+            left = [room for part in parts for room in rooms(model.language_model, part)]
+            full += sum(len(i) == n < self.decoding.max_new_tokens for i, n in zip(ids, left, strict=True))
             for place, (name, length) in enumerate(zip(batch["ids"], batch["lengths"], strict=True)):
                 if length:
                     pixels = next(images)
@@ -130,8 +158,18 @@ class Writing(Evaluation):
             seen += ranks * num_samples(batch)
             if self.max_documents is not None and seen >= self.max_documents:
                 break
-        whole = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row[0])
-        return [row[1:] for row in whole[: self.max_documents]]
+        gathered = gather_objects((found, full))
+        whole = sorted((row for part, _ in gathered for row in part), key=lambda row: row[0])
+        return [row[1:] for row in whole[: self.max_documents]], sum(count for _, count in gathered)
+
+    def left_out(self, result: dict[str, Any]) -> str:
+        """What a note says of texts that were cut and documents that were passed over; "" for nothing."""
+        said = ""
+        if count := result.get("ended_at_last_position"):
+            said += f"; {count} texts end at the language model's last position, before max_new_tokens"
+        if count := result.get("repeated_ids"):
+            said += f"; left out: {count} documents with the id of another"
+        return said
 
     def keep(self, written: Sequence[Written], lines: Sequence[dict[str, Any]], folder: Path) -> None:
         """Write a line for each, pictures of the first ones, and ``captions.json``, which pages read.

@@ -37,6 +37,10 @@ from lcl_composer.models.language_model import TransformersLM
 _CACHE = "cache" if "cache" in {f.name for f in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
+#: Beyond these no text is written any better, and memory or the range of numbers ends.
+MOST_BEAMS, STRONGEST_PENALTY, COLDEST, HOTTEST = 1000, 20, 0.001, 1000
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How texts are written.
@@ -62,10 +66,18 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.beams < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        fits = {
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "beams": 1 <= self.beams <= MOST_BEAMS,
+            "length_penalty": abs(self.length_penalty) <= STRONGEST_PENALTY,
+            "temperature": self.temperature == 0 or COLDEST <= self.temperature <= HOTTEST,
+            "top_p": 0 < self.top_p <= 1,
+        }
+        if wrong := [f"{name}={getattr(self, name)}" for name, fine in fits.items() if not fine]:
             raise ConfigError(
-                f"max_new_tokens={self.max_new_tokens}, beams={self.beams}, temperature={self.temperature}, "
-                f"top_p={self.top_p}; need max_new_tokens and beams >= 1, temperature >= 0, 0 < top_p <= 1"
+                f"{', '.join(wrong)}; need max_new_tokens >= 1, beams from 1 to {MOST_BEAMS}, length_penalty "
+                f"from -{STRONGEST_PENALTY} to {STRONGEST_PENALTY}, temperature 0 or from {COLDEST} to "
+                f"{HOTTEST}, 0 < top_p <= 1"
             )
         if self.beams > 1 and self.temperature:
             raise ConfigError(f"beams={self.beams} search and temperature={self.temperature} draws; take one")
@@ -90,14 +102,35 @@ class GumbelNoise(LogitsProcessor):
         return scores + torch.from_numpy(noise_BV).to(scores)
 
 
+class LastPosition(LogitsProcessor):
+    """Ends a text where the language model has no position for another token.
+
+    Args:
+        end: Id of ``<end_of_text>``.
+        prompt: Length of the padded prompts.
+        rooms: Tokens that fit behind each prompt, see :func:`rooms`.
+    """
+
+    def __init__(self, end: int, prompt: int, rooms: Sequence[int]):
+        self._end, self._prompt, self._rooms = end, prompt, torch.tensor(rooms)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, V], or [B * beams, V], of which the end's alone is left where a row is full."""
+        full = self._rooms.repeat_interleave(len(scores) // len(self._rooms))
+        full = (full <= input_ids.shape[1] - self._prompt).to(scores.device)
+        ended = torch.full_like(scores, -torch.inf)
+        ended[:, self._end] = 0
+        return torch.where(full[:, None], ended, scores)
+
+
 class _Generator(PreTrainedModel, GenerationMixin):
     """A backbone and its logits as ``generate`` wants them; the weights are the backbone's own."""
 
     _supports_cache_class = _supports_sdpa = True
 
-    def __init__(self, backbone: Any, logits: Callable[[Tensor], Tensor]):
+    def __init__(self, backbone: Any, logits: Callable[[Tensor], Tensor], positions: int):
         super().__init__(copy.deepcopy(backbone.config))
-        self.backbone, self.logits = backbone, logits
+        self.backbone, self.logits, self.positions = backbone, logits, positions
 
     def forward(
         self,
@@ -108,7 +141,12 @@ class _Generator(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the token after the last [B, 1, V], and the cache, by whichever name it comes."""
+        """Logits of the token after the last [B, 1, V], and the cache, by whichever name it comes.
+
+        A row that has ended runs on beside the others, past the last position if need be.
+        """
+        if position_ids is not None:
+            position_ids = position_ids.clamp(max=self.positions - 1)
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -142,6 +180,11 @@ def prompts_of(batch: PackedBatch) -> list[tuple[int, int]]:
     return places
 
 
+def rooms(language_model: TransformersLM, batch: PackedBatch) -> list[int]:
+    """Tokens that can be written about each document [D]: the last one is predicted at the last position."""
+    return [language_model.max_position_embeddings - (last - first) + 1 for first, last in prompts_of(batch)]
+
+
 def write(
     language_model: TransformersLM,
     logits: Callable[[Tensor], Tensor],
@@ -152,8 +195,8 @@ def write(
 ) -> list[list[int]]:
     """Write on from what stands before the first target of each document.
 
-    The prompts run once, padded on the left, whatever the number of beams; those of images without a question
-    have one length and no padding.
+    A text ends where the language model has no position for more. The prompts run once, padded on the left,
+    whatever the number of beams; those of images without a question have one length and no padding.
 
     Args:
         language_model: In eval mode; its own packed attention comes back after.
@@ -175,14 +218,18 @@ def write(
         pad_sequence([rows[first:last] for _, first, last in places], batch_first=True, padding_side="left")
         for rows in (embeddings, batch["tokens"], torch.ones_like(batch["tokens"]))
     )
-    names = [batch["ids"][number] for number, _, _ in places]
+    processors = _draws([batch["ids"][number] for number, _, _ in places], decoding)
+    left = rooms(language_model, batch)
+    if min(fitting := [left[number] for number, _, _ in places]) < decoding.max_new_tokens:
+        processors.append(LastPosition(end, tokens_BL.shape[1], fitting))
+    positions = language_model.max_position_embeddings
     with unpacked(language_model.backbone):
         cache: Any = _read(language_model.backbone, prompts_BLE, mask_BL, decoding.beams)
-        sequences = _Generator(language_model.backbone, logits).generate(
+        sequences = _Generator(language_model.backbone, logits, positions).generate(
             tokens_BL,
             attention_mask=mask_BL,
             generation_config=_settings(tokenizer, decoding),
-            logits_processor=_draws(names, decoding),
+            logits_processor=processors,
             **{_CACHE: cache},
         )
     for (number, _, _), ids in zip(places, sequences[:, tokens_BL.shape[1] :].tolist(), strict=True):

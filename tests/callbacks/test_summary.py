@@ -125,6 +125,21 @@ def end_table(tmp_path: Path) -> EndTable:
     return EndTable(tmp_path / "run", evaluations, encoder=tmp_path / "run" / "encoder")
 
 
+def test_what_cannot_be_measured_stops_a_run_before_it_trains(tmp_path: Path) -> None:
+    """Each evaluation is shown the held-out loader before any training."""
+    table, seen = end_table(tmp_path), []
+
+    class Refuses(HeldOutRetrieval):
+        def check(self, held_out: Any) -> None:
+            seen.append(list(held_out))
+            raise DataError("data.eval: nothing to measure on")
+
+    table.evaluations = {"retrieval": Refuses(Words())}
+    with pytest.raises(DataError, match="nothing to measure on"):
+        make_trainer([table])
+    assert len(seen[0]) == 3
+
+
 def test_a_run_ends_with_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     callbacks = [Curves(tmp_path / "run"), end_table(tmp_path)]

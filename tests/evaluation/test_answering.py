@@ -73,6 +73,11 @@ def test_one_answer_a_question_has_no_vqa_accuracy(tmp_path: Path, monkeypatch: 
     assert row == ("Exact match of answers", "50.0% always '2'", "50.0%", "+0.0 points")
 
 
+def test_settings_out_of_range_name_the_evaluation() -> None:
+    with pytest.raises(ConfigError, match=r"^evaluation\.vqa: max_new_tokens=0; need"):
+        Answering(TOKENIZER, max_new_tokens=0)
+
+
 def test_a_method_without_questions_is_refused() -> None:
     with pytest.raises(ConfigError, match="the method Caption answers nothing; use vqa"):
         Answering(TOKENIZER).start(tiny_method(Caption))

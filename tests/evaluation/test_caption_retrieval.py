@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.tokenizer import train_bpe
+from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.caption_retrieval import (
     CaptionedImages,
@@ -27,6 +28,7 @@ from lcl_composer.evaluation.outcomes import read_outcomes
 from lcl_composer.methods.emu import Emu
 from lcl_composer.registry import evaluations, tokenizers
 from tests.distributed import run_ranks
+from tests.evaluation.held_out import loader_of
 from tests.models.tiny import IMAGE_SIZE, RULES, TOKENIZER, tiny_method, tiny_model
 from tests.runs import picture
 
@@ -151,7 +153,11 @@ def measure(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
 def test_every_caption_takes_part_and_what_does_not_is_counted(tmp_path: Path) -> None:
     result = measure(0, 1, tmp_path)
     assert (result["images"], result["captions"]) == (3, 1 + 5 + 4)
-    assert result["skipped"] == {"images without a caption": 1, "images that cannot be read": 1}
+    assert result["skipped"] == {
+        "images without a caption": 1,
+        "images that cannot be read": 1,
+        "documents that are not one image with captions": 0,
+    }
     assert result["image_to_text/recall@10"] == result["text_to_image/recall@5"] == 1.0
     outcomes = read_outcomes(tmp_path, "caption_retrieval")
     assert outcomes is not None
@@ -195,17 +201,41 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image with a caption"):
         evaluation_of().measure(tiny_model().requires_grad_(False), loader, tmp_path)
     two = Document("two", "", (Image(b""), Image(b""), Text("3")))
-    loader = SimpleNamespace(dataset=Stream([two]))
-    with pytest.raises(DataError, match=r"'two': 2 images, not one with its captions"):
-        evaluation_of().measure(tiny_model().requires_grad_(False), loader, tmp_path)
+    loader = SimpleNamespace(dataset=Stream([two, *documents()[:1]]))
+    result = evaluation_of().measure(tiny_model().requires_grad_(False), loader, tmp_path)
+    assert result is not None
+    assert evaluation_of().note(result).endswith("left out: 1 documents that are not one image with captions")
     assert evaluation_of().measure(tiny_model(), None, tmp_path) is None
+
+
+def test_data_that_cannot_be_measured_are_said_before_training(tmp_path: Path) -> None:
+    """Documents of two images, captions without a token, images that cannot be read; the first is said."""
+    two = Document("two", "", (Image(b""), Image(b""), Text("3")))
+    for number, (wrong, message) in enumerate(
+        [
+            (two, "'two': 2 images, not one"),
+            (documents()[3], "'d3': no caption"),
+            (documents()[4], "'d4', image 0"),
+        ]
+    ):
+        with DocumentWriter(tmp_path / str(number)) as writer:
+            writer.write(wrong)
+        loader = loader_of(tmp_path / str(number), tiny_model().layout(TOKENIZER, RULES), 1)
+        with pytest.raises(
+            DataError, match=rf"caption_retrieval: none of 1 documents .*the first: .*{message}"
+        ):
+            evaluation_of().check(loader)
+    with DocumentWriter(tmp_path / "good") as writer:
+        for document in (two, documents()[1]):
+            writer.write(document)
+    evaluation_of().check(loader_of(tmp_path / "good", tiny_model().layout(TOKENIZER, RULES), 1))
 
 
 @pytest.mark.slow
 def test_two_ranks_measure_and_show_what_one_does(tmp_path: Path) -> None:
     expected = measure(0, 1, tmp_path / "one")
     for found in run_ranks(2, measure, tmp_path / "two"):
-        assert found.pop("skipped") == {"images without a caption": 1, "images that cannot be read": 1}
+        assert found.pop("skipped") == expected["skipped"]
         assert found == pytest.approx({k: v for k, v in expected.items() if k != "skipped"})
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("one", "two"))
     assert one == two

@@ -111,15 +111,21 @@ def test_a_single_image_is_scored_and_said(tmp_path: Path) -> None:
     assert evaluation.note(result).endswith(said)
 
 
-def test_no_image_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_no_image_is_refused_and_a_repeated_name_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"evaluation.captioning: data.eval holds no document to write about"):
         measured(0, 1, write_documents(tmp_path / "none", {"a": []}), tmp_path, {})
     twice = write_documents(tmp_path / "twice", {"a": ["1"], "b": ["2"]})
     model = tiny_method(Caption).eval()
-    held_out = list(loader_of(twice, model.layout(TOKENIZER, RULES), 2))
-    held_out[0]["ids"] = ["a", "a"]
-    with pytest.raises(DataError, match=r"two documents of data\.eval have the id 'a'"):
-        Captioning(TOKENIZER).measure(model, held_out, tmp_path)
+    held_out = loader_of(twice, model.layout(TOKENIZER, RULES), 2)
+    (batch,) = held_out
+    batch["ids"] = ["a", "a"]
+    repeated: Any = type("Loader", (list,), {"dataset": held_out.dataset})([batch])  # type: ignore[union-attr]
+    evaluation = Captioning(TOKENIZER, max_new_tokens=3, meteor=False)
+    with torch.no_grad():
+        result = evaluation.measure(model, repeated, tmp_path)
+    assert result is not None
+    assert (result["images"], result["repeated_ids"]) == (1, 1)
+    assert evaluation.note(result).endswith("; left out: 1 documents with the id of another")
     assert Captioning(TOKENIZER).measure(model, None, tmp_path) is None
 
 
@@ -128,6 +134,51 @@ def test_methods_that_write_no_captions_are_refused(method: Any) -> None:
     with pytest.raises(ConfigError, match=r"evaluation.captioning: the method \w+ writes no captions"):
         Captioning(TOKENIZER).start(tiny_method(method))
     Captioning(TOKENIZER).start(tiny_method(Caption))
+
+
+def test_documents_that_cannot_be_captioned_are_said_before_training(tmp_path: Path) -> None:
+    """Nothing but documents without a caption; one that has one is enough."""
+    layout = tiny_method(Caption).layout(TOKENIZER, RULES)
+    none = write_documents(tmp_path / "none", {"a": [], "b": [" "]})
+    with pytest.raises(
+        DataError, match=r"captioning: none of 2 documents of data.eval .*the first: .*'a': 1 imag"
+    ):
+        Captioning(TOKENIZER).check(loader_of(none, layout, 2))
+    Captioning(TOKENIZER).check(
+        loader_of(write_documents(tmp_path / "one", {"a": [], "b": ["1"]}), layout, 2)
+    )
+    Captioning(TOKENIZER).check([])
+
+
+def test_texts_longer_than_the_positions_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before training, and at the end how many were cut."""
+    model = tiny_method(Caption, prompt="1 2").eval()
+    logits = model.generation.logits
+    never = torch.zeros(TOKENIZER.vocab_size).index_fill(0, torch.tensor(TOKENIZER.end_of_text), -torch.inf)
+    monkeypatch.setattr(model.generation, "logits", lambda hidden: logits(hidden) + never)
+    evaluation = Captioning(TOKENIZER, max_new_tokens=500, meteor=False)
+    evaluation.start(model)
+    assert (
+        "max_new_tokens is 500, but behind image and prompt the language model has positions for 34 tok"
+        in (capsys.readouterr().out)
+    )
+    Captioning(TOKENIZER, max_new_tokens=34).start(model)
+    assert not capsys.readouterr().out
+    held_out = loader_of(
+        write_documents(tmp_path / "data", {"a": ["1"], "b": ["2"]}), model.layout(TOKENIZER, RULES), 2
+    )
+    with torch.no_grad():
+        result = evaluation.measure(model, held_out, tmp_path)
+    assert result is not None
+    assert "; 2 texts end at the language model's last position" in evaluation.note(result)
+    assert len(lines_of(tmp_path)[0]["caption"].split()) == 34
+
+
+def test_settings_out_of_range_name_the_evaluation() -> None:
+    with pytest.raises(ConfigError, match=r"^evaluation\.captioning: beams=0; need"):
+        Captioning(TOKENIZER, beams=0)
 
 
 def test_sizes_below_1_are_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -9,15 +10,19 @@ import torch
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 from torch import Tensor
 
+from lcl_composer.config.schema import StreamConfig
 from lcl_composer.data.collate import bad_sample, collate, make_sample
 from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.labelled import Labelled
+from lcl_composer.data.loader import build_loader
+from lcl_composer.data.writer import DocumentWriter
 from lcl_composer.errors import ConfigError, DataError
 from lcl_composer.evaluation.classification import Classification, accuracies, rank_first, rank_of_label
 from lcl_composer.evaluation.outcomes import read_outcomes
 from lcl_composer.methods.classify import Head
 from tests.algorithms.training import as_launched
 from tests.distributed import run_ranks
+from tests.runs import picture
 
 CLASSES = tuple("abcdefgh")
 
@@ -113,6 +118,37 @@ def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
     assert run_ranks(2, measure, tmp_path / "two") == [one, one]
     files = [(tmp_path / n / "outcomes/classification.json").read_text() for n in ("one", "two")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.5])
+def test_a_share_that_holds_nothing_is_said_before_training(tmp_path: Path, share: float) -> None:
+    """Of eight documents; with one head nothing is chosen."""
+    with DocumentWriter(tmp_path) as writer:
+        for number in range(8):
+            image = Image(picture(np.random.default_rng(number)))
+            writer.write(Document(f"d{number}", "", (image, Text(CLASSES[number]))))
+    stream = StreamConfig(local=str(tmp_path), num_workers=0, hold_out=share)
+    options = {
+        "layout": Labelled(CLASSES),
+        "image_size": 16,
+        "batch_size": 4,
+        "seed": 1,
+        "max_bad_fraction": 1.0,
+    }
+    kept, all_of_them = (
+        build_loader(stream, train=False, held_out_only=only, pin_memory=False, **options).dataloader
+        for only in (True, False)
+    )
+    made = evaluation(cast(Any, kept))
+    made.check(all_of_them)
+    made.start(cast(Any, SimpleNamespace(terms={"classification": None}, heads=[1, 2])))
+    if share == 0.5:
+        made.check(all_of_them)
+        return
+    with pytest.raises(
+        DataError, match=r"data\.train\.hold_out: none of 8 documents is in that share; raise it"
+    ):
+        made.check(all_of_them)
 
 
 def test_nothing_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

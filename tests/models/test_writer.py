@@ -14,8 +14,8 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.errors import ConfigError
 from lcl_composer.methods.caption import VQA
 from lcl_composer.models.attention import PACKED
-from lcl_composer.models.writer import Decoding, GumbelNoise
-from tests.models.tiny import IMAGE, RULES, TOKENIZER, bad_batch, batch, document, tiny_method
+from lcl_composer.models.writer import Decoding, GumbelNoise, rooms
+from tests.models.tiny import IMAGE, MAX_TOKENS, RULES, TOKENIZER, bad_batch, batch, document, tiny_method
 
 ROWS = [
     document(IMAGE, "1 2 3 4", "9", name="a"),
@@ -130,6 +130,34 @@ def test_nothing_of_the_batch_but_the_prompt_is_read() -> None:
     assert model.write(with_answer(model, 0, [3]), TOKENIZER, BEAMS) == expected
 
 
+@pytest.mark.parametrize("model_type", ["opt", "llama"])
+@pytest.mark.parametrize(
+    "options", [{}, {"beams": 3}, {"temperature": 1.5}], ids=["greedy", "beams", "drawn"]
+)
+def test_a_text_ends_at_the_last_position(
+    model_type: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that never ends a text: each document's is as long as its own positions allow."""
+    model = model_of(model_type)
+    logits = model.generation.logits
+
+    def endless(hidden: Tensor) -> Tensor:
+        found = logits(hidden)
+        found[..., TOKENIZER.end_of_text] = -torch.inf
+        return found
+
+    monkeypatch.setattr(model.generation, "logits", endless)
+    rows, decoding = rows_of(model, 0, 1, 2), Decoding(max_new_tokens=500, **options)
+    together = model.write(rows, TOKENIZER, decoding)
+    prompts = [RULES.tokens_per_image + 1 + questions for questions in (4, 1, 2)]
+    assert [len(text) for text in together] == [MAX_TOKENS - prompt + 1 for prompt in prompts]
+    assert rooms(model.language_model, rows) == [len(text) for text in together]
+    assert [model.write(rows_of(model, n), TOKENIZER, decoding)[0] for n in range(3)] == together
+    fits = Decoding(max_new_tokens=min(map(len, together)), **options)
+    if "beams" not in options:
+        assert model.write(rows, TOKENIZER, fits) == [text[: fits.max_new_tokens] for text in together]
+
+
 def test_documents_without_tokens_get_nothing() -> None:
     model = model_of()
     assert model.write(bad_batch(2), TOKENIZER, GREEDY) == [[], []]
@@ -143,6 +171,13 @@ def test_documents_without_tokens_get_nothing() -> None:
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"beams": 2, "temperature": 1.0}, "take one"),
+        ({"beams": -1, "top_p": 1.5}, "beams=-1, top_p=1.5; need"),
+        ({"beams": 10**6}, "beams=1000000; need .* beams from 1 to 1000"),
+        ({"length_penalty": 1e6}, "length_penalty=1000000.0"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan"),
+        ({"temperature": 1e-300}, "temperature=1e-300"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"max_new_tokens": -5}, "max_new_tokens=-5"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
