@@ -24,12 +24,17 @@ from lcl_composer.data.rng import sample_rng
 from lcl_composer.data.shards import open_shards, read_places
 from lcl_composer.data.stream import DocumentStream
 from lcl_composer.errors import ConfigError, DataError
+from lcl_composer.evaluation.gather import gather_objects
 from lcl_composer.evaluation.quiet import device_of, undisturbed
 from lcl_composer.methods.method import Method, method_of
 from lcl_composer.models.weights import digest_of_weights
 
 #: Documents of a part: what is computed, written and found whole or not at all.
 _PART_DOCUMENTS = 256
+
+
+#: More views than this would be epochs that nobody trains.
+MOST_VIEWS = 10_000
 
 
 class FeatureCache(Algorithm):
@@ -51,7 +56,7 @@ class FeatureCache(Algorithm):
         batch_size: Images a forward.
 
     Raises:
-        ValueError: If ``views`` or ``batch_size`` is not above 0.
+        ConfigError: If ``views`` or ``batch_size`` is out of range, or ``folder`` leads through a file.
     """
 
     def __init__(
@@ -61,8 +66,13 @@ class FeatureCache(Algorithm):
         dtype: Literal["float16", "float32"] = "float16",
         batch_size: int = 64,
     ) -> None:
-        if views < 1 or batch_size < 1:
-            raise ValueError(f"views {views} and batch_size {batch_size} must be at least 1")
+        for name, value, most in (("views", views, MOST_VIEWS), ("batch_size", batch_size, None)):
+            if value < 1 or (most is not None and value > most):
+                wanted = f"from 1 to {most}" if most is not None else "at least 1"
+                raise ConfigError(f"algorithms.feature_cache.{name}: is {value}, must be {wanted}")
+        place = next((path for path in (Path(folder), *Path(folder).parents) if path.exists()), None)
+        if place is not None and not place.is_dir():
+            raise ConfigError(f"algorithms.feature_cache.folder: {place} is a file; name a folder")
         self.folder, self.views, self.dtype, self.batch_size = Path(folder), views, dtype, batch_size
 
     def match(self, event: Event, state: State) -> bool:
@@ -99,8 +109,12 @@ class FeatureCache(Algorithm):
         images = _Parts(loader.dataset, name == "data.train", view)
         shape = (model.encoder.tokens_per_image, model.encoder.width)
         cache = FeatureFolder(self.folder, {**encoder, **images.describe()}, shape, self.dtype, len(images))
-        missing, damaged = cache.missing()
-        dist.barrier()  # all ranks look before one of them writes
+        # All ranks look before one of them writes.
+        looked = gather_objects(cache.missing(dist.get_global_rank(), dist.get_world_size()))
+        missing = sorted(part for absent, _ in looked for part in absent)
+        damaged = [problem for _, problems in looked for problem in problems]
+        if missing:
+            cache.create()
         self._compute(model, images, cache, missing[dist.get_global_rank() :: dist.get_world_size()], loader)
         dist.barrier()
         rows = cache.open()

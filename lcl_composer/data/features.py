@@ -1,14 +1,15 @@
 """Patch tokens of a frozen encoder on disk: written once, read by row, checked whenever they are opened.
 
 A view is a folder: ``cache.json`` says what its rows depend on; each part, the images of some hundred
-documents, is ``NUMBER.npy`` [n, K, W] and ``NUMBER.keys.npy`` [n], which is written last. Rows are read
-through memory maps: what is held in memory is 16 bytes an image.
+documents, is ``NUMBER.npy`` [n, K, W] and ``NUMBER.keys.npy`` [n + 1], the keys and a checksum of both, which
+is written last. Rows are read through memory maps: what is held in memory is 16 bytes an image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -53,19 +54,44 @@ class FeatureFolder:
         text = json.dumps(self.description, sort_keys=True)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:20]
 
-    def missing(self) -> tuple[list[int], list[str]]:
-        """The parts that are not there whole, and what is wrong with those that were there."""
+    def missing(self, rank: int = 0, ranks: int = 1) -> tuple[list[int], list[str]]:
+        """The parts that are not there whole, and what is wrong with those that were there.
+
+        Args:
+            rank: Which share of the parts is looked at: all of their numbers are read.
+            ranks: How many shares there are.
+        """
         absent, damaged = [], []
-        for part in range(self.parts):
+        for part in range(rank, self.parts, ranks):
             if not self._path(part, ".keys").exists():
                 absent.append(part)
                 continue
             try:
-                self._read(part)
+                rows, keys, checksum = self._read(part)
+                if checksum != _checksum(rows, keys):
+                    raise DataError(f"{self._path(part)}: its numbers are not those that were written")
             except DataError as error:
                 absent.append(part)
                 damaged.append(str(error))
         return absent, damaged
+
+    def create(self) -> None:
+        """Make the folder, with what its rows depend on in it.
+
+        Raises:
+            DataError: If it cannot be made, or not be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._save(self.folder / _DESCRIPTION, json.dumps(self.description, indent=2).encode())
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.folder}: features cannot be written: {one_line(error)}; set "
+            "algorithms.feature_cache.folder to a folder on a disk with room"
+        )
 
     def write(self, part: int, features: Tensor, keys: Sequence[int]) -> None:
         """Write a part.
@@ -76,7 +102,7 @@ class FeatureFolder:
             keys: n keys, see :func:`key_of`.
 
         Raises:
-            DataError: If a feature is not finite, or not in this type.
+            DataError: If a feature is not finite, or not in this type, or the disk does not take them.
         """
         with np.errstate(over="ignore"):
             rows = features.numpy().astype(self.dtype)
@@ -85,11 +111,14 @@ class FeatureFolder:
                 f"{self.folder}: a feature is not finite in {self.dtype}; set algorithms.feature_cache.dtype "
                 "to float32, or mend the encoder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._save(self.folder / _DESCRIPTION, json.dumps(self.description, indent=2).encode())
-        for path, array in ((self._path(part), rows), (self._path(part, ".keys"), _as_keys(keys))):
-            with whole_file(path) as partial, partial.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+        self.create()
+        told = np.append(_as_keys(keys), np.uint64(_checksum(rows, _as_keys(keys))))
+        try:
+            for path, array in ((self._path(part), rows), (self._path(part, ".keys"), told)):
+                with whole_file(path) as partial, partial.open("wb") as file:
+                    np.save(file, array, allow_pickle=False)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def open(self) -> FeatureRows:
         """All rows.
@@ -97,22 +126,25 @@ class FeatureFolder:
         Raises:
             DataError: If a part is missing or damaged, or two images have one key.
         """
-        return FeatureRows(self.folder, [self._read(part) for part in range(self.parts)], self.shape)
+        return FeatureRows(self.folder, [self._read(part)[:2] for part in range(self.parts)], self.shape)
 
     def _path(self, part: int, kind: str = "") -> Path:
         return self.folder / f"{part:06d}{kind}.npy"
 
-    def _read(self, part: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
-        """A part's rows, mapped, and its keys."""
+    def _read(self, part: int) -> tuple[NDArray[Any], NDArray[np.uint64], int]:
+        """A part's rows, mapped, its keys, and the checksum that was written."""
         path = self._path(part)
         try:
-            keys = np.load(self._path(part, ".keys"), allow_pickle=False)
+            told = np.load(self._path(part, ".keys"), allow_pickle=False)
+            if told.ndim != 1 or not len(told):
+                raise ValueError(f"keys of shape {told.shape}")
+            keys = told[:-1]
             rows = np.load(path, mmap_mode="r" if len(keys) else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: truncated or damaged ({one_line(error)})") from error
         if rows.shape != (len(keys), *self.shape) or rows.dtype != self.dtype or keys.dtype != np.uint64:
             raise DataError(f"{path}: {rows.shape} {rows.dtype} for {len(keys)} images, not {self.shape}")
-        return rows, keys
+        return rows, keys, int(told[-1])
 
     def _save(self, path: Path, data: bytes) -> None:
         if not path.exists():
@@ -188,6 +220,11 @@ class FeatureViews:
         if not images:
             return self.empty
         return torch.from_numpy(np.stack([view.row(document_id, image) for image in images]))
+
+
+def _checksum(rows: NDArray[Any], keys: NDArray[np.uint64]) -> int:
+    """CRC-32 of a part's rows and keys."""
+    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8), zlib.crc32(keys.tobytes()))
 
 
 def _as_keys(keys: Sequence[int]) -> NDArray[np.uint64]:

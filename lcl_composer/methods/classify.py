@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from lcl_composer.models.attention_probe import AttentionProbes, Query, TokenNor
 from lcl_composer.models.encoder import Encoder
 
 _AXES = ("lr", "weight_decay")
+
+#: A projection is never wider: beyond this it is a slip of the hand.
+_WIDEST = 1 << 16
 
 
 class Head(NamedTuple):
@@ -86,13 +90,17 @@ class Classify(Method):
 
     @classmethod
     def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield what is wrong with the grid, and the base class's."""
+        """Yield what is wrong with the grid and the probe's sizes, and the base class's."""
         grid = settings.get("grid")
         if grid is not None and sorted(grid) != sorted(_AXES):
             yield "grid", f"has {', '.join(sorted(grid)) or 'nothing'}; give lr and weight_decay, a list each"
         for axis, values in (grid or {}).items():
-            if not values or min(values) < 0:
-                yield "grid", f"{axis} is {values}; give numbers, none below 0"
+            if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+                yield "grid", f"{axis} is {values}; give finite numbers, none below 0"
+        if settings["num_heads"] < 1:
+            yield "num_heads", f"is {settings['num_heads']}, must be at least 1"
+        if settings["proj_dim"] is not None and not 1 <= settings["proj_dim"] <= _WIDEST:
+            yield "proj_dim", f"is {settings['proj_dim']}, must be from 1 to {_WIDEST}, or null"
         yield from super().refusals(settings)
 
     @classmethod

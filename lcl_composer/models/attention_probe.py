@@ -48,7 +48,7 @@ class AttentionProbes(nn.Module):
         head_bias: The head has a bias.
 
     Raises:
-        ValueError: If ``width`` is not a multiple of ``num_heads``.
+        ValueError: If ``width`` is not a multiple of ``num_heads``, or ``proj_dim`` is below 1.
     """
 
     def __init__(
@@ -65,10 +65,12 @@ class AttentionProbes(nn.Module):
         head_bias: bool = True,
     ) -> None:
         super().__init__()
-        if width % num_heads:
+        if proj_dim is not None and proj_dim < 1:
+            raise ValueError(f"proj_dim {proj_dim} must be at least 1, or null")
+        if num_heads < 1 or width % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide the encoder's width {width}")
         self.count, self.num_heads, self.classes = count, num_heads, classes
-        self.read_dim = proj_dim or width
+        self.read_dim = width if proj_dim is None else proj_dim
         self.token_norm = GlobalBatchNorm(width) if token_norm == "batch" else None
         self.head_norm = GlobalBatchNorm(count, self.read_dim) if head_norm else None
         self.weights = nn.ModuleDict()

@@ -24,7 +24,7 @@ class AttentivePooler(nn.Module):
 
     def __init__(self, width: int, embed_dim: int, num_heads: int = 8):
         super().__init__()
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"pooler: embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.query = nn.Parameter(torch.randn(1, width))

@@ -118,6 +118,28 @@ def test_an_encoder_that_is_trained_is_refused(
         run(state_of(trained, data), tmp_path, capsys)
 
 
-def test_settings_out_of_range() -> None:
-    with pytest.raises(ValueError, match="views 0 and batch_size 64 must be at least 1"):
-        FeatureCache("features", views=0)
+def test_settings_out_of_range(tmp_path: Path) -> None:
+    for name, value in (("views", 0), ("views", 10**12), ("batch_size", 0), ("batch_size", -1)):
+        with pytest.raises(
+            ConfigError, match=rf"feature_cache\.{name}: is {value}, must be (at least|from) 1"
+        ):
+            FeatureCache("features", **{name: value})
+    (tmp_path / "README.md").write_text("")
+    for folder in (tmp_path / "README.md", tmp_path / "README.md/cache"):
+        with pytest.raises(
+            ConfigError, match=r"feature_cache\.folder: .*README\.md is a file; name a folder"
+        ):
+            FeatureCache(str(folder))
+
+
+def test_a_number_that_changed_is_computed_anew_and_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cache"
+    run(state_of(model(), data), folder, capsys)
+    path = next(p for p in sorted(folder.glob("*/*.npy")) if ".keys." not in p.name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+    said = run(state_of(model(), data), folder, capsys)
+    assert any("its numbers are not those that were written; computed anew" in line for line in said)
+    assert path.read_bytes() == whole

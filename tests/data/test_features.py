@@ -75,6 +75,40 @@ def test_a_part_cut_short_is_missing_and_named(filled: FeatureFolder, part: int)
     assert filled.missing() == ([part], [])
 
 
+@pytest.mark.parametrize("name", ["000002.npy", "000002.keys.npy"])
+def test_a_number_that_changed_is_found(filled: FeatureFolder, name: str) -> None:
+    """The array is whole and its numbers are finite: only the checksum says it; it is written anew."""
+    path = filled.folder / name
+    array = np.load(path)
+    array.flat[-2] += 1
+    np.save(path, array)
+    absent, damaged = filled.missing()
+    assert absent == [2]
+    assert "000002.npy: its numbers are not those that were written" in damaged[0]
+    assert [filled.missing(rank, 2)[0] for rank in range(2)] == [[2], []]
+    filled.write(2, features(2, 2), keys("d", "e"))
+    assert filled.missing() == ([], [])
+
+
+def test_parts_without_a_checksum_are_written_anew(filled: FeatureFolder) -> None:
+    """As older versions left them."""
+    for part in (0, 1):
+        path = filled.folder / f"{part:06d}.keys.npy"
+        np.save(path, np.load(path)[:-1])
+    assert filled.missing()[0] == [0, 1]
+
+
+@pytest.mark.parametrize("place", ["file/cache", "/proc/nowhere"])
+def test_a_place_where_nothing_can_be_written_is_said(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = folder_of(tmp_path / place)
+    assert folder.missing() == ([0, 1, 2], [])
+    for write in (folder.create, lambda: folder.write(0, features(1, 0), keys("a"))):
+        with pytest.raises(DataError, match=r"features cannot be written: .*feature_cache\.folder") as caught:
+            write()
+        assert "\n" not in str(caught.value)
+
+
 def test_a_part_of_another_shape_is_missing(filled: FeatureFolder) -> None:
     np.save(filled.folder / "000000.npy", np.zeros((3, 2, 4), np.float16))
     assert filled.missing()[0] == [0]

@@ -100,14 +100,33 @@ def test_uneven_ranks_have_the_gradient_of_one_process(method: Any, ranks: int) 
     assert_ranks_agree(method, ranks, labelled)
 
 
+def test_numbers_out_of_range_are_refused() -> None:
+    """Each would end in an error of torch's, or train nothing but NaN."""
+    fine = {"grid": None, "num_heads": 12, "proj_dim": None}
+    assert not [*Classify.refusals(fine), *Classify.refusals(fine | {"proj_dim": 1 << 16})]
+    for name, wrong in (
+        ("num_heads", 0),
+        ("num_heads", -12),
+        ("proj_dim", 0),
+        ("proj_dim", -1),
+        ("proj_dim", 10**12),
+        ("grid", {"lr": [float("nan")], "weight_decay": [0.1]}),
+        ("grid", {"lr": [0.1, float("inf")], "weight_decay": [0.1]}),
+        ("grid", {"lr": [0.1], "weight_decay": [0.1, float("nan")]}),
+        ("grid", {"lr": [-0.1], "weight_decay": [0.1]}),
+        ("grid", {"lr": [], "weight_decay": [0.1]}),
+    ):
+        assert [key for key, _ in Classify.refusals(fine | {name: wrong})] == [name], wrong
+
+
 def test_a_grid_that_is_none_is_refused() -> None:
     def said(grid: Any) -> list[str]:
-        return [text for _, text in Classify.refusals({"grid": grid})]
+        return [text for _, text in Classify.refusals({"grid": grid, "num_heads": 12, "proj_dim": None})]
 
     assert said({"lr": [0.1]}) == ["has lr; give lr and weight_decay, a list each"]
     assert said({"lr": [0.1, -1], "weight_decay": []}) == [
-        "lr is [0.1, -1]; give numbers, none below 0",
-        "weight_decay is []; give numbers, none below 0",
+        "lr is [0.1, -1]; give finite numbers, none below 0",
+        "weight_decay is []; give finite numbers, none below 0",
     ]
     assert said(None) == said(GRID) == []
 

@@ -149,3 +149,8 @@ def test_no_image_gives_no_logit_and_leaves_the_statistics(form: str) -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="num_heads 5 does not divide the encoder's width 12"):
         AttentionProbes(WIDTH, CLASSES, num_heads=5)
+    for heads in (0, -12):
+        with pytest.raises(ValueError, match=f"num_heads {heads} does not divide"):
+            AttentionProbes(WIDTH, CLASSES, num_heads=heads)
+    with pytest.raises(ValueError, match="proj_dim 0 must be at least 1, or null"):
+        AttentionProbes(WIDTH, CLASSES, num_heads=2, proj_dim=0)

@@ -64,3 +64,6 @@ def test_no_image_gives_no_latent_and_every_gradient(pooler: AttentivePooler):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="embed_dim 32 is not a multiple of num_heads 5"):
         AttentivePooler(24, 32, num_heads=5)
+    for heads in (0, -8):
+        with pytest.raises(ValueError, match=f"is not a multiple of num_heads {heads}"):
+            AttentivePooler(24, 32, num_heads=heads)
