@@ -31,9 +31,14 @@ class Retrieval(Periodic):
     Args:
         every: Composer time string.
         max_images: Anchored images of ``data.eval`` to rank against each other.
+
+    Raises:
+        ConfigError: If ``max_images`` is below 1.
     """
 
     def __init__(self, every: str = "1ep", max_images: int = 256):
+        if max_images < 1:
+            raise ConfigError(f"callbacks.retrieval.max_images: is {max_images}, must be at least 1")
         super().__init__(every)
         self.max_images = max_images
 

@@ -39,6 +39,11 @@ def test_a_run_without_held_out_data_is_told_at_once() -> None:
         make_trainer([callbacks.build({"name": "retrieval"})], held_out=False).fit()
 
 
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"callbacks\.retrieval\.max_images: is 0, must be at least 1"):
+        callbacks.build({"name": "retrieval", "max_images": 0})
+
+
 def test_training_is_bitwise_the_same_with_it(tmp_path: Path) -> None:
     plain, watched = FakeLCL(dropout=0.3), FakeLCL(dropout=0.3)
     watched.load_state_dict(plain.state_dict())
