@@ -81,4 +81,4 @@ def test_settings_out_of_range_name_the_evaluation() -> None:
 def test_a_method_without_questions_is_refused() -> None:
     with pytest.raises(ConfigError, match="the method Caption answers nothing; use vqa"):
         Answering(TOKENIZER).start(tiny_method(Caption))
-    Answering(TOKENIZER).start(tiny_method(VQA))
+    Answering(TOKENIZER).start(tiny_method(VQA, prompt="1 {} 2"))
