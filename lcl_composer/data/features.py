@@ -224,7 +224,8 @@ class FeatureViews:
 
 def _checksum(rows: NDArray[Any], keys: NDArray[np.uint64]) -> int:
     """CRC-32 of a part's rows and keys."""
-    return zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8), zlib.crc32(keys.tobytes()))
+    numbers: Any = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)  # a buffer; numpy's stubs lack it
+    return zlib.crc32(numbers, zlib.crc32(keys.tobytes()))
 
 
 def _as_keys(keys: Sequence[int]) -> NDArray[np.uint64]:

@@ -160,7 +160,8 @@ class CaptionRetrieval(Evaluation):
             "images that cannot be read",
             "documents that are not one image with captions",
         )
-        parts, skipped = [], dict.fromkeys(reasons, 0)
+        skipped: dict[str, int] = dict.fromkeys(reasons, 0)
+        parts = []
         mine = range(rank, total, size)
         for first in range(0, len(mine), self.batch_size):
             parts += self._features(model, stream, mine[first : first + self.batch_size], skipped)

@@ -121,7 +121,7 @@ def open_image_folder(folder: str | Path, transform: Callable) -> LabelledImages
         raise DataError(f"{folder}: no such folder; an evaluation needs folder/<class>/<image> files")
     if (Path(folder) / "index.json").is_file():
         shards = LabelledShards(Path(folder), transform)
-        assert shards[0]
+        shards[0]  # an image that cannot be read raises
         return shards
     try:
         images = ImageFolder(str(folder), transform, loader=_load)
