@@ -29,14 +29,6 @@ def laid_out(stream: DocumentStream, number: int) -> str | None:
     return sample["problem"] or (None if not len(sample["tokens"]) else "")
 
 
-def contrasted(stream: DocumentStream, number: int) -> str | None:
-    """The same where an image must have a text to be contrasted with."""
-    problem = laid_out(stream, number)
-    if problem == "" and not (stream.get_item(number)["anchors"] >= 0).any():
-        return "no image of it has a text before it"
-    return problem
-
-
 def check_documents(batches: Iterable[PackedBatch], asks: str, fits: Fits = laid_out) -> None:
     """Look for a document of ``data.eval`` that can be measured on, among some spread over all.
 

@@ -227,7 +227,8 @@ def test_json_bombs_and_other_json(tmp_path: Path, text: str) -> None:
 
 
 def test_a_class_list_that_is_a_bomb_is_counted_anew(tmp_path: Path) -> None:
-    folder = shards_with(tmp_path / "set", COLUMNS, RECORD)
+    image = {"image_bytes": 0, "floats": False}
+    folder = shards_with(tmp_path / "set", COLUMNS, {**RECORD, "segments": [image, *RECORD["segments"]]})
     (folder / "classes.json").write_text("[" * 100_000)
     assert count_classes(folder) == {"1 2": 8}
 
