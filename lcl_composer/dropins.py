@@ -25,17 +25,26 @@ def class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
+def place_of(error: BaseException, file: Path) -> str:
+    """``file:line`` of an error, the line that ran last in the file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else 1
+    return f"{file}:{line}"
+
+
 class DropIns:
     """The files of one package (``callbacks``) in the working directory and in the source checkout.
 
     Args:
         package: The folder's name, and the package its files are imported as.
         kind: What a component is called in messages.
+        base: ``"module:Class"`` that each must be a subclass of; None: any class.
     """
 
-    def __init__(self, package: str, kind: str) -> None:
+    def __init__(self, package: str, kind: str, base: str | None = None) -> None:
         self.package = package
         self.kind = kind
+        self.base = base
 
     def folders(self) -> list[Path]:
         """Return the folders searched: the working directory's first, then that of a source checkout."""
@@ -66,7 +75,8 @@ class DropIns:
         """Import the file of a name and return its class (``attention_maps`` -> ``AttentionMaps``).
 
         Raises:
-            ConfigError: The import fails or the class is missing; the message names the file.
+            ConfigError: The import fails, or the class is missing, of another base, or lacks a method that
+                the base leaves open; the message names the file.
         """
         file = self.find(name)
         if file is None:
@@ -74,21 +84,34 @@ class DropIns:
         module = self._import(name, file)
         wanted = class_name(name)
         if inspect.isclass(component := getattr(module, wanted, None)):
+            self._check_base(component, file)
             return component
         others = [
             k for k, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module.__name__
         ]
         raise ConfigError(f"{file} must define class {wanted}; it defines {', '.join(others) or 'no class'}")
 
+    def _check_base(self, component: type, file: Path) -> None:
+        if self.base is not None:
+            module, _, base = self.base.partition(":")
+            if not issubclass(component, getattr(importlib.import_module(module), base)):
+                raise ConfigError(
+                    f"{file}: class {component.__name__} is no {self.kind}; derive it from {base} of {module}"
+                )
+        if missing := sorted(getattr(component, "__abstractmethods__", ())):
+            raise ConfigError(
+                f"{file}: class {component.__name__} lacks {', '.join(missing)}; write it there"
+            )
+
     def _import(self, name: str, file: Path) -> ModuleType:
         self._open_package()
         try:
             module = importlib.import_module(f"{self.package}.{name}")
         except Exception as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-            line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else 1
             message = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{file}:{line}: {self.kind} {name!r} cannot be imported: {message}") from error
+            raise ConfigError(
+                f"{place_of(error, file)}: {self.kind} {name!r} cannot be imported: {message}"
+            ) from error
         if Path(str(module.__file__)).resolve() != file.resolve():
             raise ConfigError(
                 f"{self.kind} {name!r} is in two files, {module.__file__} and {file}; rename one"

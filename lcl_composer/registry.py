@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from lcl_composer.dropins import DropIns
-from lcl_composer.errors import ConfigError, did_you_mean
+from lcl_composer.dropins import DropIns, place_of
+from lcl_composer.errors import ConfigError, LCLError, did_you_mean, one_line
 from lcl_composer.signatures import check_value, convert, own_parameters
 
 T = TypeVar("T")
@@ -37,14 +37,20 @@ class Registry(Generic[T]):
         entries: Name to ``"module:attribute"``.
         dropins: A top-level package whose module ``<name>.py`` is imported for a name in no table.
         injected: Constructor parameters that the program sets itself and a YAML must not.
+        base: ``"module:Class"`` that a drop-in must be a subclass of.
     """
 
     def __init__(
-        self, kind: str, entries: dict[str, str], dropins: str | None = None, injected: tuple[str, ...] = ()
+        self,
+        kind: str,
+        entries: dict[str, str],
+        dropins: str | None = None,
+        injected: tuple[str, ...] = (),
+        base: str | None = None,
     ) -> None:
         self.kind = kind
         self.entries = entries
-        self.dropins = DropIns(dropins, kind) if dropins else None
+        self.dropins = DropIns(dropins, kind, base) if dropins else None
         self.injected = frozenset(injected)
 
     def names(self) -> list[str]:
@@ -55,7 +61,8 @@ class Registry(Generic[T]):
         """Import and return the component.
 
         Raises:
-            ConfigError: The name is unknown or stands for two things, or its module cannot be imported.
+            ConfigError: The name is unknown or stands for two things, its module cannot be imported, or a
+                drop-in is not what it must be.
         """
         file = self.dropins.find(name) if self.dropins else None
         if name in self.entries:
@@ -123,8 +130,7 @@ class Registry(Generic[T]):
                 for; the YAML's own value wins, except over a parameter that is the program's alone.
 
         Raises:
-            ConfigError: A parameter is unknown, missing or of the wrong type, or the constructor
-                refuses a value or lacks a package.
+            ConfigError: A parameter is unknown, missing or of the wrong type, or the constructor fails.
         """
         if found := self.problems(spec):
             raise ConfigError("; ".join(f"{p.key}: {p.message}" for p in found))
@@ -134,8 +140,22 @@ class Registry(Generic[T]):
         values |= {key: convert(component, own[key], v) for key, v in spec.items() if key != "name"}
         try:
             return component(**values)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"{self.kind} {spec['name']!r}: {error}") from error
+        except LCLError:
+            raise
+        except Exception as error:  # of any library, or a drop-in
+            raise ConfigError(self.failure(spec["name"], error)) from error
+
+    def called(self, name: str, error: Exception | None = None) -> str:
+        """What a component is called in messages: a drop-in with its file, and the line of an error in it."""
+        file = self.dropins.find(name) if self.dropins else None
+        where = f"{place_of(error, file) if error else file}: " if file else ""
+        return f"{where}{self.kind} {name!r}"
+
+    def failure(self, name: str, error: Exception) -> str:
+        """What to say, on one line, of an error in a component's code."""
+        refusal = isinstance(error, ValueError | TypeError | ImportError) and str(error)
+        text = one_line(error) if refusal else f"{type(error).__name__}: {one_line(error)}"
+        return f"{self.called(name, error)}: {text.removesuffix(': ')}"
 
 
 encoders: Registry[Any] = Registry(
@@ -164,6 +184,7 @@ methods: Registry[Any] = Registry(
     },
     dropins="methods",
     injected=("encoder", "pooler", "language_model", "target_encoder", "vocab_size", "classes"),
+    base="lcl_composer.methods.method:Method",
 )
 poolers: Registry[Any] = Registry(
     "pooler", {"attentive": "lcl_composer.models.pooler:AttentivePooler"}, injected=("width", "embed_dim")
@@ -248,6 +269,7 @@ callbacks: Registry[Any] = Registry(
     },
     dropins="callbacks",
     injected=("layout",),
+    base="composer:Callback",
 )
 loggers: Registry[Any] = Registry(
     "logger",

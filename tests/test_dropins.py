@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from lcl_composer.dropins import DropIns
 from lcl_composer.errors import ConfigError
-from lcl_composer.registry import Registry
+from lcl_composer.registry import REGISTRIES, Registry
 
 GOOD = """
 class NewIdea:
@@ -79,6 +80,39 @@ def test_a_broken_file_is_named(folder: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         registry().get("broken")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Broken:\n    pass\n", "class Broken is no callback; derive it from Callback of composer"),
+        (
+            "from lcl_composer.callbacks.periodic import Periodic\nclass Broken(Periodic):\n    pass\n",
+            "class Broken lacks act; write it there",
+        ),
+    ],
+)
+def test_a_class_is_what_the_base_asks_for(folder: Path, text: str, message: str) -> None:
+    (folder / "broken.py").write_text(text)
+    table = Registry("callback", {}, dropins="ideas", base="composer:Callback")
+    assert [p.message for p in table.problems({"name": "broken"})] == [f"{folder / 'broken.py'}: {message}"]
+
+
+def test_an_error_in_the_constructor_has_file_and_line(folder: Path) -> None:
+    (folder / "broken.py").write_text("class Broken:\n    def __init__(self):\n        {}['x']\n")
+    with pytest.raises(ConfigError) as caught:
+        registry().build({"name": "broken"})
+    assert str(caught.value) == f"{folder / 'broken.py'}:3: callback 'broken': KeyError: 'x'"
+
+
+@pytest.mark.parametrize("kind", ["methods", "callbacks"])
+def test_every_entry_has_the_base_of_its_drop_ins(kind: str) -> None:
+    table = REGISTRIES[kind]
+    assert table.dropins is not None
+    assert table.dropins.base is not None
+    module, _, name = table.dropins.base.partition(":")
+    base = getattr(importlib.import_module(module), name)
+    assert all(issubclass(table.get(entry), base) for entry in table.entries)  # type: ignore[arg-type]
 
 
 def test_a_file_may_not_hide_a_built_in(folder: Path) -> None:

@@ -15,6 +15,8 @@ class Part:
     def __init__(
         self, width: int, heads: int = 8, betas: tuple[float, float] = (0.9, 0.98), log_dir: str = ""
     ):
+        if not width:
+            raise AssertionError("no width")  # as torch has it, where Python asks for a ValueError
         if width % heads:
             raise ValueError(f"{heads} heads do not divide {width}")
         self.width, self.heads, self.betas, self.log_dir = width, heads, betas, log_dir
@@ -73,6 +75,13 @@ def test_unknown_names_and_broken_entries(table: Registry) -> None:
 def test_a_constructors_refusal_names_the_component(table: Registry) -> None:
     with pytest.raises(ConfigError, match="part 'part': 8 heads do not divide 12"):
         table.build({"name": "part"}, width=12)
+
+
+def test_any_other_error_of_a_constructor_is_one_line(table: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"^part 'part': AssertionError: no width$"):
+        table.build({"name": "part"}, width=0)
+    with pytest.raises(ConfigError, match="part 'part': ZeroDivisionError"):
+        table.build({"name": "part", "heads": 0}, width=8)
 
 
 def test_describe_strips_markup(table: Registry) -> None:

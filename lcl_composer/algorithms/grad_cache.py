@@ -100,7 +100,7 @@ def _cache(state: State, model: Method, microbatches: list[PackedBatch]) -> list
         for microbatch in microbatches:
             randoms.append(_get_random(state))
             outputs = model(state.device.batch_to_device(microbatch))
-            parts.append([outputs[name] for name in term.reads])
+            parts.append(term.read(outputs))
     if state.auto_microbatching:
         _stop_if_another_rank_ran_out_of_memory(state)
     # float32 leaves: the gradients of half-precision features would be rounded twice, or vanish in fp16.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from lcl_composer.config.schema import Component, RunConfig
 from lcl_composer.config.yaml_file import Key
@@ -29,10 +29,25 @@ _NOT_SHARDED = {
 }
 
 
+class _Answers(NamedTuple):
+    """What a method's class says of its settings."""
+
+    refusals: list[tuple[str, str]]
+    contrasts: bool
+    beyond_grad_cache: str | None
+
+
 def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
     """Yield the key and the message of every relation that does not hold."""
-    yield from _method_problems(run)
-    contrast = _contrasts(run)
+    try:
+        answers = _ask_method(run)
+    except Exception as error:  # of a drop-in
+        yield ("method",), methods.failure(run.method.name, error)
+        answers = None
+    contrast = answers is not None and (answers.contrasts or "contrastive_weight" in run.algorithms)
+    if answers is not None:
+        yield from _method_problems(run, answers)
+        yield from _microbatch_problems(run, answers.beyond_grad_cache, contrast)
     if run.device_train_microbatch_size == "auto" and contrast and "grad_cache" not in run.algorithms:
         yield (
             ("device_train_microbatch_size",),
@@ -46,7 +61,6 @@ def cross_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
             yield (section, name), f"{_HELD_OUT[name]} held-out documents; set data.eval"
     yield from _classification_problems(run)
     yield from _parallelism_problems(run)
-    yield from _microbatch_problems(run)
     image_size = _setting(encoders, run.model.encoder, "image_size", run.data.image_size)
     if image_size != run.data.image_size:
         yield ("data", "image_size"), f"is {run.data.image_size}, but the encoder takes {image_size} pixels"
@@ -159,17 +173,16 @@ def _part_problem(run: RunConfig, part: str) -> str:
     return ""
 
 
-def _microbatch_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+def _microbatch_problems(run: RunConfig, beyond: str | None, contrast: bool) -> Iterator[tuple[Key, str]]:
     """Microbatches by tokens where the loss would not be the same, or not all documents would fit."""
     key, tokens = ("device_train_microbatch_tokens",), run.device_train_microbatch_tokens
-    if tokens is None or methods.problems(run.method.spec()):
+    if tokens is None:
         return
-    beyond = methods.get(run.method.name).beyond_grad_cache(methods.settings(run.method.spec()))
     if run.device_train_microbatch_size is not None:
         yield key, "and device_train_microbatch_size are both set; set one of them to null"
     elif beyond:
         yield key, f"would change the loss: method.{beyond} looks at the whole batch; remove one of the two"
-    elif _contrasts(run) and "grad_cache" not in run.algorithms:
+    elif contrast and "grad_cache" not in run.algorithms:
         yield (
             key,
             "would change the number of negatives from batch to batch; add algorithms.grad_cache, or set the "
@@ -180,11 +193,19 @@ def _microbatch_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
         yield key, text
 
 
-def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
+def _ask_method(run: RunConfig) -> _Answers | None:
+    """What the method says of its settings; None if they are wrong in form, reported where they stand."""
+    spec = run.method.spec()
+    if methods.problems(spec):
+        return None
+    method, settings = methods.get(run.method.name), methods.settings(spec)
+    refusals = [(key, message) for key, message in method.refusals(settings)]
+    return _Answers(refusals, method.contrasts(settings), method.beyond_grad_cache(settings))
+
+
+def _method_problems(run: RunConfig, answers: _Answers) -> Iterator[tuple[Key, str]]:
     """Networks that the method lacks or does not take, and settings that it refuses."""
     name = run.method.name
-    if methods.problems(run.method.spec()):  # reported where they stand
-        return
     takes = methods.injectable(name)
     for part in ("pooler", "language_model", "target_encoder"):
         given = getattr(run.model, part) is not None
@@ -200,16 +221,16 @@ def _method_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
             f"attends both ways, and the method {name!r} wants a causal one; use {{name: transformers}}",
         )
     settings = methods.settings(run.method.spec())
-    weights = [key for key in settings if key.endswith("_weight")]
-    if weights and not any(settings[key] for key in weights) and "contrastive_weight" not in run.algorithms:
+    weights = [value for key, value in settings.items() if key.endswith("_weight") and value is not None]
+    if weights and not any(weights) and "contrastive_weight" not in run.algorithms:
         yield ("method",), "all weights are 0; nothing would be trained"
-    for key, message in methods.get(name).refusals(settings):
+    for key, message in answers.refusals:
         yield ("method", key), message
-    beyond = methods.get(name).beyond_grad_cache(settings)
-    if beyond and "grad_cache" in run.algorithms:
+    if answers.beyond_grad_cache and "grad_cache" in run.algorithms:
         yield (
             ("algorithms", "grad_cache"),
-            f"cannot restore the whole batch for method.{beyond}; set that to 0 or remove grad_cache",
+            f"cannot restore the whole batch for method.{answers.beyond_grad_cache}; set that to 0 or remove "
+            "grad_cache",
         )
 
 
@@ -243,20 +264,11 @@ def effective_negatives(config: RunConfig, world_size: int) -> int:
 
     The microbatches of all ranks, or their whole batches with GradCache.
     """
-    if not _contrasts(config):
+    answers = _ask_method(config)
+    if answers is None or not (answers.contrasts or "contrastive_weight" in config.algorithms):
         return 0
     micro = config.device_train_microbatch_size  # by tokens only with GradCache
     per_rank = config.global_train_batch_size // world_size
     if isinstance(micro, int) and "grad_cache" not in config.algorithms:
         per_rank = min(micro, per_rank)
     return world_size * per_rank
-
-
-def _contrasts(config: RunConfig) -> bool:
-    """Whether images of a batch are set against one another at some time of the run."""
-    spec = config.method.spec()
-    if methods.problems(spec):
-        return False
-    return methods.get(config.method.name).contrasts(methods.settings(spec)) or (
-        "contrastive_weight" in config.algorithms
-    )

@@ -10,6 +10,9 @@ from torch import Tensor
 #: ``targets`` value of a position that no generation loss sees.
 IGNORE = -100
 
+#: Names of what losses are averaged over, see :func:`count_totals`.
+TOTALS = ("documents", "targets", "images", "pairs", "read_images")
+
 
 class PackedBatch(TypedDict):
     """What the collator yields and the model takes.
@@ -84,11 +87,5 @@ def count_totals(places: Places, images: int, documents: int) -> dict[str, Tenso
     ``documents``; ``targets``, positions that predict; ``images``, those encoded; ``pairs``, those that are
     contrasted with a text; ``read_images``, those whose tokens run through the language model.
     """
-    counts = {
-        "documents": documents,
-        "targets": len(places.predicting),
-        "images": images,
-        "pairs": len(places.paired),
-        "read_images": len(places.read),
-    }
-    return {name: torch.tensor(count) for name, count in counts.items()}
+    counts = (documents, len(places.predicting), images, len(places.paired), len(places.read))
+    return {name: torch.tensor(count) for name, count in zip(TOTALS, counts, strict=True)}

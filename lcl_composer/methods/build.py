@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lcl_composer import registry
+from lcl_composer.data.batch import TOTALS
 from lcl_composer.data.interleave import LayoutRules
-from lcl_composer.errors import ConfigError, DataError, LCLError
+from lcl_composer.errors import ConfigError, DataError, LCLError, did_you_mean
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import Component, RunConfig
@@ -48,8 +51,8 @@ def build_model(config: RunConfig, vocab_size: int, classes: tuple[str, ...] | N
         classes: What :func:`find_classes` found.
 
     Raises:
-        ConfigError: If the context is longer than the language model's positions, or the encoder takes images
-            of another size.
+        ConfigError: If the context is longer than the language model's positions, the encoder takes images
+            of another size, or the method lacks what all of them have.
     """
     encoder = registry.encoders.build(config.model.encoder.spec())
     if encoder.image_size != config.data.image_size:
@@ -67,7 +70,42 @@ def build_model(config: RunConfig, vocab_size: int, classes: tuple[str, ...] | N
         networks["pooler"] = registry.poolers.build(pooler, width=width, embed_dim=embed_dim)
     if config.model.target_encoder is not None:
         networks["target_encoder"] = _build_target(config.model.target_encoder)
-    return registry.methods.build(config.method.spec(), vocab_size=vocab_size, classes=classes, **networks)
+    spec = config.method.spec()
+    method = registry.methods.build(spec, vocab_size=vocab_size, classes=classes, **networks)
+    if problem := next(unsound(method), None):
+        raise ConfigError(f"{registry.methods.called(spec['name'])}: {problem}")
+    return method
+
+
+def unsound(method: Method) -> Iterator[str]:
+    """Yield what a method's constructor has left out or set wrongly, as a drop-in's may."""
+    from torch import nn
+
+    from lcl_composer.methods.method import Term
+    from lcl_composer.models.encoder import Encoder
+
+    if not isinstance(getattr(method, "encoder", None), Encoder):
+        yield "its constructor sets no encoder; write self.encoder = encoder"
+    if not isinstance(method.part_names, tuple | list):
+        yield f"part_names is {method.part_names!r}; give a tuple of names"
+        return
+    for name in method.part_names:
+        if not isinstance(getattr(method, name, 0), nn.Module | None):
+            yield f"part_names has {name!r}, and its constructor sets no network self.{name}"
+    terms = getattr(method, "terms", None)
+    if not isinstance(terms, dict) or not terms:
+        yield "its constructor sets no losses; write self.terms = {'name': Term(...)}"
+        return
+    for name, term in terms.items():
+        if not isinstance(term, Term):
+            yield f"terms[{name!r}] is a {type(term).__name__}, no Term"
+            continue
+        if not isinstance(term.weight, int | float) or not 0 <= term.weight < math.inf:
+            yield f"terms[{name!r}] has the weight {term.weight!r}; give a number, at least 0"
+        if term.count not in TOTALS:
+            yield f"terms[{name!r}] is averaged over {term.count!r}; {did_you_mean(term.count, TOTALS)}"
+        if not isinstance(term.reads, tuple | list):
+            yield f"terms[{name!r}] reads {term.reads!r}; give a tuple of outputs"
 
 
 def _build_target(component: Component) -> Encoder:

@@ -39,7 +39,7 @@ class Term:
 
     Attributes:
         weight: Its factor in the total; algorithms may move it. At 0 it is not computed.
-        count: What it is averaged over: a name in the batch's ``totals``.
+        count: What it is averaged over: one of :data:`lcl_composer.data.batch.TOTALS`.
         reads: Names of the outputs that it reads, and ``batch`` for the batch; of a contrast the images' and
             the other side's features.
         loss: ``(*what it reads, count over the global batch)`` to this rank's and microbatch's share. Shares
@@ -59,9 +59,25 @@ class Term:
         """The contrast, where this is one."""
         return self.loss if isinstance(self.loss, Contrast) else None
 
+    def read(self, outputs: Outputs, batch: PackedBatch | None = None) -> list[Any]:
+        """What the term reads, in its order; the batch is None where it does not matter.
+
+        Raises:
+            ConfigError: If an output is not there.
+        """
+        if not isinstance(outputs, Mapping):
+            raise ConfigError(f"method: forward() returns a {type(outputs).__name__}; return outputs by name")
+        readable: dict[str, Any] = {**outputs, "batch": batch}
+        if missing := [name for name in self.reads if name not in readable]:
+            raise ConfigError(
+                f"method: a term reads {missing[0]!r}, which forward() does not return; it returns "
+                f"{', '.join(sorted(outputs))}"
+            )
+        return [readable[name] for name in self.reads]
+
     def idle(self, outputs: Outputs) -> Tensor:
         """What the term would have read, times 0: DDP wants a gradient of every parameter."""
-        read = [outputs[name] for name in self.reads if name != "batch"]
+        read = [output for output in self.read(outputs) if isinstance(output, Tensor)]
         unused = [output for output in read if output.is_floating_point()]
         unused += map(local, self.contrast.scalars) if self.contrast else []
         unused += list(self.head.parameters()) if self.head is not None else []
@@ -119,10 +135,11 @@ class Method(ComposerModel):
     @classmethod
     def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield the setting and what is wrong: weights below 0, a scale that is none or beyond its bound."""
-        for name, value in settings.items():
+        numbers = {name: value for name, value in settings.items() if isinstance(value, int | float)}
+        for name, value in numbers.items():
             if name.endswith("_weight") and value < 0:
                 yield name, f"is {value}, a weight must be at least 0"
-        scale, most = settings.get("logit_scale_init", 1.0), settings.get("logit_scale_max", math.inf)
+        scale, most = numbers.get("logit_scale_init", 1.0), numbers.get("logit_scale_max", math.inf)
         if not 0 < scale <= most:
             yield "logit_scale_init", f"is {scale}, must be above 0 and at most logit_scale_max, {most}"
 
@@ -236,9 +253,8 @@ class Method(ComposerModel):
         A share is a sum over local targets or images divided by their count over all ranks and
         microbatches: the shares add up to the loss of the global batch, however unevenly it falls.
         """
-        readable: dict[str, Any] = {**outputs, "batch": batch}
         return {
-            name: term.loss(*(readable[read] for read in term.reads), totals[term.count])
+            name: term.loss(*term.read(outputs, batch), totals[term.count])
             for name, term in self.terms.items()
             if term.weight
         }
