@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,16 +27,17 @@ def own_parameters(component: Callable[..., Any]) -> dict[str, inspect.Parameter
 
 
 def check_value(component: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> str | None:
-    """Return what is wrong with a YAML value for a parameter, or None."""
+    """Return what is wrong with a YAML value for a parameter, or None.
+
+    NaN and infinity are refused wherever they stand: they turn comparisons off, and losses into NaN.
+    """
     annotation = plain_annotation(component, parameter)
-    if annotation is None:
-        return None
     try:
-        _validate(annotation, value)
+        read = value if annotation is None else _validate(annotation, value)
     except ValidationError:
         name = inspect.formatannotation(annotation).replace("NoneType", "None")
         return f"takes {name}, got {value!r}"
-    return None
+    return None if _is_finite(read) else f"takes finite numbers, got {value!r}"
 
 
 def convert(component: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> Any:
@@ -59,6 +61,15 @@ def plain_annotation(component: Callable[..., Any], parameter: inspect.Parameter
 def _validate(annotation: Any, value: Any) -> Any:
     # Strict JSON mode is what a YAML needs: "false" is no bool and "1e-4" no float, but a list makes a tuple.
     return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in a value, however deep, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _plain(annotation: Any) -> Any:

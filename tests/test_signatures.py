@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,6 +97,17 @@ def test_right_values_pass(name: str, value: Any) -> None:
 )
 def test_wrong_values_are_told(name: str, value: Any, message: str) -> None:
     assert message in (complaint(name, value) or "")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["number", "either", "pair", "items", "settings", "function", "bare"])
+def test_no_number_is_nan_or_infinite(name: str, value: float) -> None:
+    inside = {"pair": [0.9, value], "items": [value], "settings": {"a": {"b": [value]}}}.get(name, value)
+    assert "got " in (complaint(name, inside) or "")
+
+
+def test_a_number_too_large_for_a_float_is_infinite() -> None:
+    assert "takes finite numbers" in (complaint("number", 10**400) or "")
 
 
 def test_values_come_in_the_annotated_type() -> None:

@@ -58,9 +58,9 @@ Table = dict[str, dict[str, Any]]
 
 
 class Section(BaseModel):
-    """A part of the YAML: unknown keys are errors, and nothing changes after the check."""
+    """A part of the YAML: unknown keys, NaN and infinity are errors, and nothing changes after the check."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Component(Section):

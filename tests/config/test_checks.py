@@ -85,3 +85,31 @@ def test_what_goes_together() -> None:
     assert run.compile is not None
     assert run.compile.backend == "inductor"
     assert not compose(YAMLS / "quickstart.yaml", []).run.tf32
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.logit_scale_max={}",
+        "algorithms.contrastive_weight={{start: {}, end: 1.0}}",
+        "algorithms.gradient_clipping={{clipping_type: norm, clipping_threshold: {}}}",
+        "optimizer.betas=[0.9, {}]",
+        "scheduler.alpha_f={}",
+        "model.encoder.model_args.drop_rate={}",
+        "callbacks.loss_guard={{factor: {}}}",
+        "data.crop_scale=[{}, 1.0]",
+        "data.train.hold_out={}",
+        "dist_timeout={}",
+    ],
+)
+def test_no_setting_is_nan(override: str) -> None:
+    found = problem(override.format(".nan"))
+    assert "\n" not in found
+    assert "finite number" in found
+    assert found.startswith(f"command line: {override.partition('=')[0].removesuffix('.drop_rate')}")
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1e400"])
+def test_no_setting_is_infinite(number: str) -> None:
+    found = problem(f"method.contrastive_weight={number}", f"dist_timeout={number}")
+    assert found.count("finite number") == 2
