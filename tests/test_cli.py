@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,22 @@ def test_check_prints_values_sources_and_sizes() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("clip", lambda tokens, an_image: 1),
+        ("blip2", lambda tokens, an_image: 1),
+        ("flamingo", lambda tokens, an_image: tokens - 1),
+        ("emu", lambda tokens, an_image: tokens // (an_image + 2)),
+        ("masked", lambda tokens, an_image: (tokens - 1) // (an_image + 2)),
+    ],
+)
+def test_check_asks_the_methods_layout_for_its_images(name: str, most: Callable[[int, int], int]) -> None:
+    run = compose(YAMLS / "methods" / f"{name}.yaml").run
+    _, an_image, images, _ = model_sizes(run)
+    assert images == most(run.data.max_tokens, an_image)
+
+
 def test_check_counts_without_a_tokenizer_that_is_not_trained_yet(tmp_path: Path) -> None:
     output = lcl("check", str(YAMLS / "quickstart.yaml"), f"tokenizer.path={tmp_path}/absent.json")
     assert "without the vocabulary's rows" in output
@@ -75,7 +92,8 @@ def test_check_counts_without_a_tokenizer_that_is_not_trained_yet(tmp_path: Path
 def test_every_model_builds_on_the_meta_device(tmp_path: Path, model: str, encoder: int, tokens: int) -> None:
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(f"extends: [{LAION}, {YAMLS}/model/{model}.yaml]\n")
-    sizes, tokens_per_image, note = model_sizes(compose(experiment).run)
+    room = ["data.max_tokens=261", "model.language_model.max_position_embeddings=261"]
+    sizes, tokens_per_image, _, note = model_sizes(compose(experiment, room).run)
     assert (sizes["encoder"], tokens_per_image, note) == (encoder, tokens, "")
 
 

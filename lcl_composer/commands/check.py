@@ -32,31 +32,34 @@ def print_check(path: Path, overrides: list[str], ranks: int, device: Device | N
     """
     composed = compose(path, overrides, device or this_device())
     check_batch_divides(composed.run, ranks)
-    sizes, tokens_per_image, left_out = model_sizes(composed.run)
+    sizes, _, images, left_out = model_sizes(composed.run)
     out = console()
     out.print(_settings(composed))
     for note in composed.notes:
         out.print(f"note: {escape(note)}")
     out.print(_reach(composed))
     out.print(_sizes(sizes, left_out))
-    out.print(_batch(composed.run, ranks, tokens_per_image))
+    out.print(_batch(composed.run, ranks, images))
 
 
-def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, str]:
+def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, int | None, str]:
     """Build the model on the meta device and count.
 
     Returns:
-        Parameters by part, tokens an image, and what the counts leave out ("" for nothing).
+        Parameters by part, tokens an image, images of a document at most (None: its layout does not say), and
+        what the counts leave out ("" for nothing).
     """
-    from lcl_composer.methods.build import model_on_meta
+    from lcl_composer.data.interleave import most_images
+    from lcl_composer.methods.build import layout_rules, model_on_meta
     from lcl_composer.methods.fast import named_blocks
 
-    model, _, note = model_on_meta(run)
+    model, tokenizer, note = model_on_meta(run)
     named_blocks(run, model)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image
-    return sizes, tokens_per_image, note
+    layout = model.layout(tokenizer, layout_rules(run, tokens_per_image))
+    return sizes, tokens_per_image, most_images(layout), note
 
 
 def _settings(composed: ComposedConfig) -> Table:
@@ -89,13 +92,14 @@ def _sizes(sizes: dict[str, int], note: str) -> Table:
     return table
 
 
-def _batch(run: RunConfig, ranks: int, tokens_per_image: int) -> Table:
+def _batch(run: RunConfig, ranks: int, images: int | None) -> Table:
     documents, micro = run.global_train_batch_size, run.device_train_microbatch_size
-    images = run.data.max_tokens // (tokens_per_image + 2)
     table = folding_table("a batch", "", title=f"Batch on {ranks} rank{'s'[: ranks > 1]}")
     table.add_row("documents", f"{documents:,} ({documents // ranks:,} a rank)")
     table.add_row("tokens, at most", f"{documents * run.data.max_tokens:,}")
-    table.add_row("images, at most", f"{documents * images:,} ({images} a document)")
+    most = "not known: the method's layout has no full_document()"
+    most = most if images is None else f"{documents * images:,} ({images:,} a document)"
+    table.add_row("images, at most", most)
     if run.device_train_microbatch_tokens is not None:
         table.add_row("a microbatch", f"at most {run.device_train_microbatch_tokens:,} tokens a rank")
     if ranks > 1:

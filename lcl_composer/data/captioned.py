@@ -8,7 +8,7 @@ import numpy as np
 
 from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.interleave import LayoutRules, TokenLayout
+from lcl_composer.data.interleave import LayoutRules, TokenLayout, filled
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 from lcl_composer.errors import DataError
 
@@ -72,6 +72,10 @@ class Captioned:
             cut_tokens=max(0, len(ids) - room),
             cut_images=0,
         )
+
+    def full_document(self) -> Document:
+        """An image, a question of a word where the prompt asks, and a text that fills the context."""
+        return filled(1, self.rules.max_tokens, words=int(QUESTION in self.prompt))
 
     def _draw(self, document: Document, rng: np.random.Generator) -> tuple[str, str]:
         """The prompt of a document, and one of its texts."""

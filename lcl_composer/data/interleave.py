@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from lcl_composer.data.batch import IGNORE
-from lcl_composer.data.document import Document, Segment, Text
+from lcl_composer.data.document import Document, Image, Segment, Text
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 from lcl_composer.errors import ConfigError
 
@@ -119,6 +119,31 @@ class Layout(Protocol):
         """Lay out a document; ``rng`` is keyed on (seed, epoch, document)."""
         ...
 
+    def full_document(self) -> Document:
+        """A document of as many images as the losses read of one, and as much text as fits beside them."""
+        ...
+
+
+def filled(images: int, max_tokens: int, words: int = 0) -> Document:
+    """A document of images, and then text that fills a context.
+
+    Args:
+        images: How many.
+        max_tokens: The context.
+        words: Of a text in front of the last images: all but the first, unless that is the only one.
+    """
+    segments: list[Segment] = [Image(b"")] * images
+    if words:
+        segments.insert(images > 1, Text("1 " * words))
+    return Document("full", "made up", (*segments, Text("1 " * max_tokens)))
+
+
+def most_images(layout: Layout) -> int | None:
+    """Images that the losses read of a document at most; None where a drop-in's layout does not say."""
+    if not hasattr(layout, "full_document"):
+        return None
+    return len(layout(layout.full_document(), np.random.default_rng(0)).images)
+
 
 @dataclass(frozen=True)
 class Interleaved:
@@ -141,6 +166,16 @@ class Interleaved:
     def __call__(self, document: Document, rng: np.random.Generator) -> TokenLayout:
         """Lay out a document."""
         return lay_out(document, self.tokenizer, self.rules, rng, self.readers)
+
+    def full_document(self) -> Document:
+        """See :class:`Layout`; where it costs no image, all but the first are anchored."""
+        rules, (generation, contrast, regression) = self.rules, self.readers
+        words = rules.min_context_tokens
+        anchored = contrast and not regression and (words <= 1 or not generation)
+        # A token that stands behind an image is enough for generation to read it, regression needs none.
+        text = words if anchored else 0 if regression else 1
+        images = (rules.max_tokens - text) // (rules.tokens_per_image + 2)
+        return filled(images, rules.max_tokens, words if anchored else 0)
 
 
 @dataclass(slots=True)

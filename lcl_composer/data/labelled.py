@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lcl_composer.data.document import Document, Text
+from lcl_composer.data.document import Document, Image, Text
 from lcl_composer.data.folders import whole_file
 from lcl_composer.data.interleave import TokenLayout
 from lcl_composer.data.shards import open_shards, read_outlines
@@ -80,6 +80,10 @@ class Labelled:
             cut_tokens=0,
             cut_images=0,
         )
+
+    def full_document(self) -> Document:
+        """An image of a class: any."""
+        return Document("full", "made up", (Image(b""), Text(self.classes[0])))
 
 
 def count_classes(folder: Path) -> dict[str, int]:

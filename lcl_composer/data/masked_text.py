@@ -9,7 +9,7 @@ import numpy as np
 from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document
 from lcl_composer.data.hidden_patches import HiddenPatches
-from lcl_composer.data.interleave import LayoutRules, TokenLayout, put_in_order
+from lcl_composer.data.interleave import LayoutRules, TokenLayout, filled, put_in_order
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 
 
@@ -59,3 +59,8 @@ class MaskedText:
             cut_images=sequence.cut_images,
             hidden_patches=self.patches.draw(len(starts), rng) if self.patches else None,
         )
+
+    def full_document(self) -> Document:
+        """Images, and at least a token of text to hide."""
+        images = (self.rules.max_tokens - 1) // (self.rules.tokens_per_image + 2)
+        return filled(images, self.rules.max_tokens)

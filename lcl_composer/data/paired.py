@@ -8,7 +8,7 @@ import numpy as np
 
 from lcl_composer.data.batch import IGNORE
 from lcl_composer.data.document import Document, Text
-from lcl_composer.data.interleave import LayoutRules, TokenLayout
+from lcl_composer.data.interleave import LayoutRules, TokenLayout, filled
 from lcl_composer.data.tokenizer import Tokenizer, structural_ids
 from lcl_composer.errors import DataError
 
@@ -69,6 +69,10 @@ class Paired:
             cut_images=0,
             seeds=rng.integers(np.iinfo(np.int64).min, np.iinfo(np.int64).max, 1),
         )
+
+    def full_document(self) -> Document:
+        """An image and a text that fills the context."""
+        return filled(1, self.rules.max_tokens)
 
     def _draw(self, texts: list[str], rng: np.random.Generator) -> list[int]:
         """Ids of one of the texts that have any; nothing is drawn where there is no choice."""

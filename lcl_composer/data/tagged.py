@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lcl_composer.data.document import Document
-from lcl_composer.data.interleave import LayoutRules, TokenLayout, place_pieces
+from lcl_composer.data.interleave import LayoutRules, TokenLayout, filled, place_pieces
 from lcl_composer.data.tokenizer import Tokenizer
 
 
@@ -53,6 +53,10 @@ class Tagged:
             cut_tokens=max(0, beyond - cut_images - ends_with_text),
             cut_images=cut_images,
         )
+
+    def full_document(self) -> Document:
+        """An image a token, but for the last token, which only the one before it predicts."""
+        return filled(self.rules.max_tokens - 1, self.rules.max_tokens)
 
 
 def _predict_next(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -13,6 +13,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.interleave import Layout, LayoutRules
 from lcl_composer.data.paired import Paired
 from lcl_composer.data.tokenizer import Tokenizer
+from lcl_composer.errors import ConfigError
 from lcl_composer.losses.gather import gather_counts, gather_rows, world_size
 from lcl_composer.losses.generation import share
 from lcl_composer.methods.contrast import Contrast
@@ -63,6 +64,9 @@ class BLIP2(Method):
         logit_scale_init: Inverse temperature at the start; it is learned.
         logit_scale_max: The inverse temperature is clamped here.
         backend: Implementation of the fused generation loss; null: triton on CUDA, torch elsewhere.
+
+    Raises:
+        ConfigError: If the heads do not divide the language model's hidden size.
     """
 
     part_names: ClassVar[tuple[str, ...]] = ("encoder", "query_transformer", "language_model")
@@ -84,6 +88,11 @@ class BLIP2(Method):
     ):
         super().__init__()
         width = language_model.hidden_size
+        if width % query_heads:
+            raise ConfigError(
+                f"method.query_heads is {query_heads}, which does not divide model.language_model."
+                f"hidden_size, {width}; change one of the two"
+            )
         self.encoder, self.language_model, self.num_queries = encoder, language_model, num_queries
         self.query_transformer = QueryTransformer(
             encoder.width, width, num_queries, query_layers, query_heads
@@ -107,6 +116,14 @@ class BLIP2(Method):
                 self.match_head,
             ),
         }
+
+    @classmethod
+    def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield sizes below 1."""
+        yield from super().refusals(settings)
+        for name in ("num_queries", "query_layers", "query_heads"):
+            if settings[name] < 1:
+                yield name, f"is {settings[name]}, must be at least 1"
 
     @classmethod
     def contrasts(cls, settings: Mapping[str, Any]) -> bool:

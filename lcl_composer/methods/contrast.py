@@ -14,6 +14,8 @@ from lcl_composer.models.sharding import local
 
 ContrastiveLoss = Literal["info_nce", "sigmoid"]
 
+#: Least scale: a temperature of 1000 tells nothing apart.
+LOGIT_SCALE_MIN = 1e-3
 #: SigLIP starts its bias here (arXiv 2303.15343, section 3): most pairs are negatives.
 _SIGMOID_BIAS = -10.0
 
@@ -50,7 +52,8 @@ class Contrast:
         owner.register_parameter("logit_scale", nn.Parameter(torch.tensor(math.log(logit_scale_init))))
         owner.register_parameter("logit_bias", bias)
         self._owner = owner
-        self.logit_scale_min, self.logit_scale_max, self.backend = 1e-3, logit_scale_max, backend
+        self.logit_scale_min, self.logit_scale_max = LOGIT_SCALE_MIN, logit_scale_max
+        self.backend = backend
         self.stop_gradient_images = self.stop_gradient_contexts = False
         self.override: Callable[..., Tensor] | None = None
 

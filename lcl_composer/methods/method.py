@@ -23,7 +23,7 @@ from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.interleave import Layout, LayoutRules
 from lcl_composer.data.tokenizer import Tokenizer
 from lcl_composer.errors import ConfigError
-from lcl_composer.methods.contrast import Contrast
+from lcl_composer.methods.contrast import LOGIT_SCALE_MIN, Contrast
 from lcl_composer.methods.metrics import HeldOutLoss
 from lcl_composer.models.encoder import Encoder
 from lcl_composer.models.flops import encoder_flops, training_flops
@@ -134,14 +134,15 @@ class Method(ComposerModel):
 
     @classmethod
     def refusals(cls, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield the setting and what is wrong: weights below 0, a scale that is none or beyond its bound."""
+        """Yield the setting and what is wrong: weights below 0, a scale that is not between its bounds."""
         numbers = {name: value for name, value in settings.items() if isinstance(value, int | float)}
         for name, value in numbers.items():
             if name.endswith("_weight") and value < 0:
                 yield name, f"is {value}, a weight must be at least 0"
         scale, most = numbers.get("logit_scale_init", 1.0), numbers.get("logit_scale_max", math.inf)
-        if not 0 < scale <= most:
-            yield "logit_scale_init", f"is {scale}, must be above 0 and at most logit_scale_max, {most}"
+        if not LOGIT_SCALE_MIN <= scale <= most:
+            least = f"at least {LOGIT_SCALE_MIN}"
+            yield "logit_scale_init", f"is {scale}, must be {least} and at most logit_scale_max, {most}"
 
     @abstractmethod
     def layout(self, tokenizer: Tokenizer, rules: LayoutRules) -> Layout:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lcl_composer import registry
 from lcl_composer.data.collate import Sample, collate, make_sample
-from lcl_composer.data.document import Document, Image, Text
+from lcl_composer.data.interleave import filled
 from lcl_composer.data.rng import sample_rng
 from lcl_composer.errors import one_line
 from lcl_composer.methods.build import layout_rules, model_on_meta
@@ -23,6 +23,7 @@ from lcl_composer.models.blocks import recompute
 
 if TYPE_CHECKING:
     from lcl_composer.config.schema import RunConfig
+    from lcl_composer.data.document import Document
     from lcl_composer.data.tokenizer import Tokenizer
     from lcl_composer.methods.method import Method
 
@@ -154,15 +155,6 @@ def kept_for_backward(model: Method, samples: Sequence[Sample]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def full_document(max_tokens: int, tokens_per_image: int) -> Document:
-    """A document of as many images as fit into the context, and words for the rest of it."""
-    images = max(max_tokens // (tokens_per_image + 3), 1)
-    segments: list[Text | Image] = []
-    for _ in range(images):
-        segments += [Text("a"), Image(b"", floats=False)]
-    return Document("full", "made up", (*segments, Text("word " * max_tokens)))
-
-
 def _largest(
     run: RunConfig, model: Method, tokenizer: Tokenizer, streams: Sequence[Sequence[Document]]
 ) -> tuple[list[Sample], int]:
@@ -175,14 +167,15 @@ def _largest(
         found = []
         for document in documents[:_DOCUMENTS]:
             placed = layout(document, sample_rng(run.seed, 0, document.id, "layout"))
-            pixels = torch.empty(len(placed.images), 3, size, size, dtype=torch.uint8)
+            pixels = torch.empty(len(placed.images), 3, size, size, dtype=torch.uint8, device="meta")
             if len(placed.tokens):
                 found.append(make_sample(document.id, placed, pixels))
         return found
 
     sets = [found for stream in streams if (found := samples(stream))]
     if not sets:
-        return samples([full_document(run.data.max_tokens, tokens_per_image)]), 0
+        full = layout.full_document() if hasattr(layout, "full_document") else filled(1, run.data.max_tokens)
+        return samples([full]), 0
     largest = max(sets, key=lambda each: sum(map(_sample_bytes, each)) / len(each))
     return largest, len(largest)
 

@@ -68,6 +68,12 @@ def test_a_method_refuses_weights_that_train_nothing_or_the_opposite() -> None:
     assert "method.generation_weight: is -1.0, a weight" in problems(BASE, "method.generation_weight=-1.0")
 
 
+def test_a_scale_is_refused_that_would_be_clamped() -> None:
+    for scale in ("0.0001", "101.0"):
+        wanted = f"logit_scale_init: is {scale}, must be at least 0.001 and at most logit_scale_max, 100.0"
+        assert wanted in problems(BASE, f"method.logit_scale_init={scale}")
+
+
 def test_one_problem_is_one_line() -> None:
     assert problems(BASE, "seeed=3") == "command line: seeed: unknown key; did you mean 'seed'?"
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,18 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from lcl_composer.data.batch import IGNORE
+from lcl_composer.data.captioned import Captioned
 from lcl_composer.data.document import Document, Image, Text
-from lcl_composer.data.interleave import Interleaved, LayoutRules, TokenLayout, lay_out
+from lcl_composer.data.interleave import (
+    Interleaved,
+    Layout,
+    LayoutRules,
+    Readers,
+    TokenLayout,
+    lay_out,
+    most_images,
+)
+from lcl_composer.data.labelled import Labelled
 from lcl_composer.data.masked_text import MaskedText
 from lcl_composer.data.paired import Paired
 from lcl_composer.data.tagged import Tagged
@@ -229,3 +241,51 @@ def test_layout_gives_the_released_labels(case: str):
         anchored += int((layout.anchors >= 0).sum())
     assert labels == tensors[f"{case}.out.labels"].tolist()
     assert anchored == len(tensors[f"{case}.out.image_features"])
+
+
+#: Up to seven images and words in any order.
+ORDERS = [document(*order) for n in range(8) for order in product((FIXED, "1"), repeat=n)]
+INTERLEAVED = [
+    partial(Interleaved, readers=Readers(*which))
+    for which in [(1, 1, 0), (0, 1, 0), (1, 0, 0), (1, 0, 1), (0, 0, 1)]
+]
+
+
+@pytest.mark.parametrize("max_tokens", range(6, 14))
+@pytest.mark.parametrize("context", [0, 1, 2])
+@pytest.mark.parametrize(
+    "made",
+    [*INTERLEAVED, partial(MaskedText, ratio=0.5, text_ratio=0.5)],
+    ids=lambda made: str(made.keywords),
+)
+def test_no_document_has_more_images_than_the_full_one(
+    made: Callable[..., Layout], context: int, max_tokens: int
+) -> None:
+    layout = made(TOKENIZER, LayoutRules(1, max_tokens, min_context_tokens=context))
+    assert most_images(layout) == max(len(layout(order, rng()).images) for order in ORDERS)
+
+
+@pytest.mark.parametrize("max_tokens", range(3, 7))
+def test_nor_where_an_image_is_one_token(max_tokens: int) -> None:
+    layout = Tagged(TOKENIZER, LayoutRules(1, max_tokens))
+    assert most_images(layout) == max(len(layout(order, rng()).images) for order in ORDERS) == max_tokens - 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "tokens"),
+    [
+        (Paired(TOKENIZER, RULES), 20),
+        (Paired(TOKENIZER, RULES, predicts=True, slots=3), 20),
+        (Captioned(TOKENIZER, RULES), 19),  # of a text that is cut the last token predicts nothing
+        (Captioned(TOKENIZER, RULES, "{} 5"), 19),
+        (Labelled(("3", "4")), 1),
+    ],
+    ids=str,
+)
+def test_of_pairs_it_has_one_and_fills_the_context(layout: Layout, tokens: int) -> None:
+    assert most_images(layout) == 1
+    assert len(layout(layout.full_document(), rng()).tokens) == tokens
+
+
+def test_a_layout_of_a_drop_in_need_not_say() -> None:
+    assert most_images(laid) is None  # type: ignore[arg-type]

@@ -242,6 +242,19 @@ def values_of(data: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.parametrize("name", ["num_queries", "query_layers", "query_heads"])
+def test_sizes_below_1_are_refused_where_they_stand(pair_data: Path, tmp_path: Path, name: str) -> None:
+    values = values_of(pair_data)
+    values["method"][name] = 0
+    with pytest.raises(ConfigError, match=rf"yaml:\d+: method\.{name}: is 0, must be at least 1"):
+        compose(runs.write_yaml(tmp_path, values), [])
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.query_heads is 5, .*hidden_size, 32; change one"):
+        model_of(query_heads=5)
+
+
 def test_matching_under_grad_cache_is_refused(pair_data: Path, tmp_path: Path) -> None:
     values = values_of(pair_data, device_train_microbatch_size=2, algorithms={"grad_cache": {}})
     with pytest.raises(ConfigError, match=r"grad_cache: cannot restore .* method\.matching_weight; set that"):

@@ -92,7 +92,7 @@ def test_a_tokenizer_that_was_swapped_in_the_folder_is_refused(data: Path, tmp_p
 
 def test_check_counts_it_without_memory_for_its_weights(data: Path, tmp_path: Path) -> None:
     run = compose(runs.write_yaml(tmp_path, values_of(data)), []).run
-    sizes, _, note = model_sizes(run)
+    sizes, _, _, note = model_sizes(run)
     built = build_model(run, build_tokenizer(run).vocab_size)
     assert sizes["language_model"] == sum(p.numel() for p in built.language_model.parameters())  # type: ignore[union-attr]
     assert note == ""
