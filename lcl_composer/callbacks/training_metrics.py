@@ -36,8 +36,8 @@ class TrainingMetrics(Callback):
         return {"images_seen": self.images_seen + sum(self.images) * dist.get_world_size()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Count on."""
-        self.images_seen = state["images_seen"]
+        """Count on; a checkpoint from before they were counted does not say how many there were."""
+        self.images_seen = state.get("images_seen", 0)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log the scale; at the end of a window, the throughput."""
