@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from lcl_composer.callbacks.periodic import HeldOut, Periodic, evaluating
 from lcl_composer.callbacks.pictures import show
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.quiet import device_of
-from lcl_composer.methods.method import method_of
+from lcl_composer.methods.method import Method, method_of
 
 _GAP = 4  # pixels of white between tiles
 _PEAK = 3  # times the even weight that is drawn as bright as can be
@@ -42,15 +43,19 @@ class AttentionMaps(Periodic):
         self.images = images
         self.held_out = HeldOut(images)
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if there is no attention to look at."""
+        if not hasattr(model.parts.get("pooler"), "attention"):
+            raise ConfigError("callbacks.attention_maps: the method has no attentive pooler; remove it")
+
     def act(self, state: State, logger: Logger) -> None:
         """Draw the grid."""
         batches = self.held_out.batches(state)
         pixels = torch.cat([batch["pixel_values"] for batch in batches])[: self.images]
         with evaluating(state):
             model = method_of(state)
-            attend = getattr(model.parts.get("pooler"), "attention", None)
-            if attend is None:
-                raise ConfigError("callbacks.attention_maps: the method has no attentive pooler; remove it")
+            self.check(model)
+            attend: Any = model.parts["pooler"].attention
             if len(pixels) == 0:
                 return
             tokens = model.encoder(pixels.to(device_of(model)))

@@ -16,7 +16,7 @@ from lcl_composer.callbacks.periodic import HeldOut, Periodic, evaluating
 from lcl_composer.evaluation.metrics import nearest_features
 from lcl_composer.evaluation.quiet import device_of
 from lcl_composer.evaluation.retrieval import to_device
-from lcl_composer.methods.method import contrast_of, method_of
+from lcl_composer.methods.method import Method, contrast_of, method_of
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,10 @@ class FeatureHealth(Periodic):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the highest ranks of a checkpoint."""
         self.highest = dict(state["highest"])
+
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method contrasts nothing."""
+        contrast_of(model, "callbacks.feature_health")
 
     def act(self, state: State, logger: Logger) -> None:
         """Measure, log, warn."""

@@ -57,7 +57,12 @@ def train(path: Path, overrides: list[str]) -> None:
     name_signal_files_by_node()
     run = run_of(composed.run)
     places = run.folder, "" if run.remote else run.checkpoints
-    with told(run.name, composed.run.callbacks), told_in_one_line(*places), ExitStack() as stack:
+    with (
+        told(run.name, composed.run.callbacks),
+        told_in_one_line(*places),
+        composed.located(),
+        ExitStack() as stack,
+    ):
         dist.initialize_dist(get_device(None), composed.run.dist_timeout)
         on_first_rank(lambda: stack.enter_context(run.held()))
         with dist.run_local_rank_zero_first():

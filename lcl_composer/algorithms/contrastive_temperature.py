@@ -91,6 +91,10 @@ class ContrastiveTemperature(Scheduled):
                 return
         super().apply(event, state, logger)
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method contrasts nothing."""
+        contrast_of(model, "algorithms.contrastive_temperature")
+
     def prepare(self, model: Method) -> None:
         """Set bounds and start."""
         _, contrast = contrast_of(model, "algorithms.contrastive_temperature")

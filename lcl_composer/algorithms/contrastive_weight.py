@@ -32,8 +32,8 @@ class ContrastiveWeight(Scheduled):
             raise ValueError(f"start {start} and end {end} must not be negative")
         super().__init__(Schedule(start, end, shape, begin, until), "loss/contrastive_weight")
 
-    def prepare(self, model: Method) -> None:
-        """Refuse a run that would train nothing for a while; start at the start.
+    def check(self, model: Method) -> None:
+        """Refuse a run that would train nothing for a while.
 
         Raises:
             ConfigError: If all weights would be 0, or the method contrasts nothing.
@@ -45,7 +45,10 @@ class ContrastiveWeight(Scheduled):
                 "algorithms.contrastive_weight: reaches 0 while every other loss has the weight 0; "
                 "nothing would be trained"
             )
-        term.weight = self.schedule.start
+
+    def prepare(self, model: Method) -> None:
+        """Start at the start."""
+        self.set(model, self.schedule.start)
 
     def set(self, model: Method, value: float) -> float:
         """Set lambda."""

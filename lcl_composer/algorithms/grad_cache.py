@@ -41,9 +41,14 @@ class GradCache(Algorithm):
         self._batch: PackedBatch | None = None
         self._pieces: list[_Piece] = []
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method contrasts nothing."""
+        contrast_of(model, "algorithms.grad_cache")
+
     def match(self, event: Event, state: State) -> bool:
-        """Around each batch and before each microbatch's forward."""
+        """At construction, around each batch and before each microbatch's forward."""
         return event in (
+            Event.INIT,
             Event.BATCH_START,
             Event.BEFORE_TRAIN_BATCH,
             Event.BEFORE_FORWARD,

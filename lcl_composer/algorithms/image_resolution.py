@@ -40,8 +40,8 @@ class ImageResolution(Scheduled):
         super().__init__(Schedule(start, start, shape, begin, until), "algorithms/image_size")
         self._side = self._patch = 0
 
-    def prepare(self, model: Method) -> None:
-        """Let the encoder take other sizes, and hang the two resizings around it.
+    def check(self, model: Method) -> None:
+        """Refuse an encoder whose images cannot be made smaller by whole patches.
 
         Raises:
             ConfigError: If the encoder is no timm VisionTransformer with position embeddings, or ``start``
@@ -54,12 +54,18 @@ class ImageResolution(Scheduled):
                 "algorithms.image_resolution: takes a timm VisionTransformer with position embeddings, not "
                 f"{type(backbone).__name__}"
             )
-        self._patch, self.schedule.end = backbone.patch_embed.patch_size[0], encoder.image_size
-        if self.schedule.start % self._patch or not self._patch <= self.schedule.start <= encoder.image_size:
+        patch, start = backbone.patch_embed.patch_size[0], self.schedule.start
+        if start % patch or not patch <= start <= encoder.image_size:
             raise ConfigError(
-                f"algorithms.image_resolution.start: {self.schedule.start} must be a multiple of the patch "
-                f"size {self._patch}, up to {encoder.image_size}"
+                f"algorithms.image_resolution.start: {start} must be a multiple of the patch size {patch}, "
+                f"up to {encoder.image_size}"
             )
+
+    def prepare(self, model: Method) -> None:
+        """Let the encoder take other sizes, and hang the two resizings around it."""
+        encoder = model.encoder
+        backbone: Any = encoder.backbone
+        self._patch, self.schedule.end = backbone.patch_embed.patch_size[0], encoder.image_size
         backbone.dynamic_img_size = True
         embed = backbone.patch_embed
         embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC

@@ -57,17 +57,25 @@ class LayerFreezing(Scheduled):
         self._frozen: list[nn.Parameter] = []
         self._in_eval: set[str] = set()
 
-    def prepare(self, model: Method) -> None:
-        """Find the layers; what stays frozen leaves the graph before DDP is built.
+    def check(self, model: Method) -> None:
+        """Refuse a part that is not there, and a run that would train nothing.
 
         Raises:
-            ConfigError: If the method has no such part.
+            ConfigError: If the method has no such part, or nothing besides those frozen for the whole run.
         """
         if unknown := [part for part in self.parts if part not in model.parts]:
             raise ConfigError(
                 f"algorithms.layer_freezing.parts: the method {type(model).__name__} has no part "
                 f"{unknown[0]!r}; {did_you_mean(unknown[0], model.parts)}"
             )
+        parts = {model.part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+        if self.schedule.start == self.schedule.end == 1 and parts <= set(self.parts):
+            raise ConfigError(
+                "algorithms.layer_freezing.parts: has all that the method trains; leave one part out"
+            )
+
+    def prepare(self, model: Method) -> None:
+        """Find the layers; what stays frozen leaves the graph before DDP is built."""
         self._layers = {part: layers_from_input(model.parts[part]) for part in self.parts}
         if self.schedule.start == self.schedule.end == 1:
             for part in self.parts:

@@ -46,8 +46,8 @@ class PatchDropout(Scheduled):
         super().__init__(Schedule(rate, end, shape, begin, until), "algorithms/patch_dropout")
         self._keep: KeepPatches | None = None
 
-    def prepare(self, model: Method) -> None:
-        """Put the module into timm's place for it.
+    def check(self, model: Method) -> None:
+        """Refuse an encoder whose patches cannot be dropped.
 
         Raises:
             ConfigError: If the encoder is no timm VisionTransformer, or drops patches already.
@@ -61,6 +61,10 @@ class PatchDropout(Scheduled):
             raise ConfigError(
                 "algorithms.patch_dropout: the encoder has a patch_drop_rate already; remove it"
             )
+
+    def prepare(self, model: Method) -> None:
+        """Put the module into timm's place for it."""
+        backbone = model.encoder.backbone
         self._keep = KeepPatches(backbone.num_prefix_tokens, partial(setattr, model, "kept_patches"))
         backbone.patch_drop = self._keep  # type: ignore[assignment]
 

@@ -123,16 +123,20 @@ class Scheduled(Algorithm, ABC):
         return event in (Event.INIT, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Prepare the model once; then set and log the value."""
+        """Check and prepare the model once; then set and log the value."""
         model = method_of(state)
         if event == Event.INIT:
+            self.check(model)
             self.prepare(model)
             return
         value = self.schedule.value(state)
         logger.log_metrics({self.metric: self.set(model, value)})
 
+    def check(self, model: Method) -> None:
+        """Refuse a model that it cannot work on, by a ConfigError; ``lcl check`` asks too."""
+
     def prepare(self, model: Method) -> None:
-        """Check or change the model before a checkpoint is loaded and DDP goes around it."""
+        """Change the model, once checked, before a checkpoint is loaded and DDP goes around it."""
 
     @abstractmethod
     def set(self, model: Method, value: float) -> float:

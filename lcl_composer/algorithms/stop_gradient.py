@@ -5,7 +5,7 @@ from __future__ import annotations
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from lcl_composer.methods.method import contrast_of, method_of
+from lcl_composer.methods.method import Method, contrast_of, method_of
 
 
 class StopGradient(Algorithm):
@@ -28,6 +28,10 @@ class StopGradient(Algorithm):
         if not (images or contexts):
             raise ValueError("set images, contexts or both to true")
         self.images, self.contexts = images, contexts
+
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method contrasts nothing."""
+        contrast_of(model, "algorithms.stop_gradient")
 
     def match(self, event: Event, state: State) -> bool:
         """At construction."""

@@ -16,7 +16,7 @@ from lcl_composer.data.image import eval_transform
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.features import FeatureKind, check_features, extract_features, open_image_folder
 from lcl_composer.evaluation.probe import check_same_classes
-from lcl_composer.methods.method import method_of
+from lcl_composer.methods.method import Method, method_of
 
 
 class FrozenFeatures(Periodic):
@@ -50,6 +50,10 @@ class FrozenFeatures(Periodic):
     def measure(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> dict[str, float]:
         """Metrics by name, from features [N, F] float32 and labels [N]; rank 0 calls it."""
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if nothing pools what is to be measured."""
+        check_features(self.features, model, f"callbacks.{self.name}")
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open the folders.
 
@@ -60,7 +64,7 @@ class FrozenFeatures(Periodic):
         transform = partial(eval_transform, size=method_of(state).encoder.image_size)
         self._folders = [open_image_folder(path, transform) for path in (self.train, self.val)]
         check_same_classes(*self._folders)
-        check_features(self.features, method_of(state), f"callbacks.{self.name}")
+        self.check(method_of(state))
 
     def act(self, state: State, logger: Logger) -> None:
         """Extract, measure, log."""

@@ -15,7 +15,7 @@ from lcl_composer.callbacks.pictures import show
 from lcl_composer.errors import ConfigError
 from lcl_composer.evaluation.metrics import retrieval_metrics
 from lcl_composer.evaluation.retrieval import collect_features
-from lcl_composer.methods.method import contrast_of, method_of
+from lcl_composer.methods.method import Method, contrast_of, method_of
 
 _PAIRS_SHOWN = 64
 _SIDE = 384  # pixels
@@ -42,9 +42,13 @@ class Retrieval(Periodic):
         super().__init__(every)
         self.max_images = max_images
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method contrasts nothing."""
+        contrast_of(model, "callbacks.retrieval")
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Raise ConfigError where there is nothing to search in, or the method contrasts nothing."""
-        contrast_of(method_of(state), "callbacks.retrieval")
+        self.check(method_of(state))
         if not state.evaluators:
             raise ConfigError("callbacks.retrieval: searches held-out documents; set data.eval")
 

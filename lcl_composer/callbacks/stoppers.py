@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import composer.callbacks
@@ -11,8 +12,11 @@ from composer.loggers import Logger
 from torchmetrics import Metric
 
 from lcl_composer.errors import ConfigError
+from lcl_composer.methods.method import Method
 
 Better = Literal["less", "greater"]
+#: Metrics by name, by the label of the data set that they are measured on.
+Measured = Mapping[str, Mapping[str, Metric]]
 
 
 class EarlyStopper(composer.callbacks.EarlyStopper):
@@ -40,9 +44,17 @@ class EarlyStopper(composer.callbacks.EarlyStopper):
         super().__init__(monitor, dataloader_label, comp, min_delta, patience)
         self._comp: Better | None = comp
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method measures no such loss on ``data.eval``."""
+        self._find({"eval": model.get_metrics(False)})
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the metric and its direction; raises ConfigError."""
-        self.comp_func = _better(state, self.dataloader_label, self.monitor, self._comp)
+        self.comp_func = self._find(state.eval_metrics)
+
+    def _find(self, measured: Measured) -> Any:
+        key = "callbacks.early_stopper.monitor"
+        return _better(key, measured, self.dataloader_label, self.monitor, self._comp)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value and when it was."""
@@ -74,19 +86,27 @@ class ThresholdStopper(composer.callbacks.ThresholdStopper):
         super().__init__(monitor, dataloader_label, threshold, comp=comp)
         self._comp: Better | None = comp
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method measures no such loss on ``data.eval``."""
+        self._find({"eval": model.get_metrics(False)})
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the metric and its direction; raises ConfigError."""
-        self.comp_func = _better(state, self.dataloader_label, self.monitor, self._comp)
+        self.comp_func = self._find(state.eval_metrics)
+
+    def _find(self, measured: Measured) -> Any:
+        key = "callbacks.threshold_stopper.monitor"
+        return _better(key, measured, self.dataloader_label, self.monitor, self._comp)
 
 
-def _better(state: State, label: str, name: str, comp: Better | None) -> Any:
+def _better(key: str, measured: Measured, label: str, name: str, comp: Better | None) -> Any:
     """Whether a value of a held-out metric is better than another, as a function of both."""
-    found: dict[str, Metric] = state.eval_metrics.get(label, {})
+    found = measured.get(label, {})
     if name not in found:
-        known = [f"{name} ({of})" for of, metrics in state.eval_metrics.items() for name in metrics]
+        known = [f"{name} ({of})" for of, metrics in measured.items() for name in metrics]
         there = f"there are {', '.join(known)}" if known else "nothing is held out, set data.eval"
-        raise ConfigError(f"stopper: no metric {name!r} of data set {label!r}; {there}")
+        raise ConfigError(f"{key}: no metric {name!r} of data set {label!r}; {there}")
     greater = found[name].higher_is_better if comp is None else comp == "greater"
     if greater is None:
-        raise ConfigError(f"stopper: metric {name!r} does not say what is better; set comp")
+        raise ConfigError(f"{key}: {name!r} does not say what is better; set comp")
     return torch.greater if greater else torch.less

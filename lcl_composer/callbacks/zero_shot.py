@@ -10,7 +10,7 @@ from lcl_composer.callbacks.periodic import Periodic, evaluating
 from lcl_composer.data.interleave import Layout
 from lcl_composer.evaluation.texts import check_sides
 from lcl_composer.evaluation.zero_shot import NameSet, Prompted, TemplateSet
-from lcl_composer.methods.method import method_of
+from lcl_composer.methods.method import Method, method_of
 
 
 class ZeroShot(Periodic):
@@ -45,10 +45,14 @@ class ZeroShot(Periodic):
         self._settings = (layout, templates, names, batch_size)
         self.images = images
 
+    def check(self, model: Method) -> None:
+        """Raise ConfigError if the method has no two sides to compare."""
+        check_sides(model, "callbacks.zero_shot")
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open the folder; raises DataError if it is missing, ConfigError if the method has no two sides."""
         model = method_of(state)
-        check_sides(model, "callbacks.zero_shot")
+        self.check(model)
         self._prompted = Prompted(self.images, model.encoder.image_size, *self._settings)
         self._prompted.check()
 

@@ -32,7 +32,8 @@ def print_check(path: Path, overrides: list[str], ranks: int, device: Device | N
     """
     composed = compose(path, overrides, device or this_device())
     check_batch_divides(composed.run, ranks)
-    sizes, _, images, left_out = model_sizes(composed.run)
+    with composed.located():
+        sizes, _, images, left_out = model_sizes(composed.run)
     out = console()
     out.print(_settings(composed))
     for note in composed.notes:
@@ -43,7 +44,7 @@ def print_check(path: Path, overrides: list[str], ranks: int, device: Device | N
 
 
 def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, int | None, str]:
-    """Build the model on the meta device and count.
+    """Build the model on the meta device, try what works on it, and count.
 
     Returns:
         Parameters by part, tokens an image, images of a document at most (None: its layout does not say), and
@@ -51,10 +52,10 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, int | None, str]:
     """
     from lcl_composer.data.interleave import most_images
     from lcl_composer.methods.build import layout_rules, model_on_meta
-    from lcl_composer.methods.fast import named_blocks
+    from lcl_composer.model_trial import try_on_model
 
     model, tokenizer, note = model_on_meta(run)
-    named_blocks(run, model)
+    try_on_model(run, model, tokenizer)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image

@@ -15,7 +15,9 @@ from lcl_composer.registry import Registry, encoders, language_models, methods
 _HELD_OUT = {
     "caption_retrieval": "searches",
     "captioning": "writes about",
+    "early_stopper": "watches a metric of",
     "retrieval": "searches",
+    "threshold_stopper": "watches a metric of",
     "vqa": "is asked about",
 }
 

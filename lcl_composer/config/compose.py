@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lcl_composer.config.core_schema import format_yaml, parse_yaml
-from lcl_composer.config.diagnose import COMPONENTS, ConfigProblem, validate
+from lcl_composer.config.diagnose import COMPONENTS, ConfigProblem, report, validate
 from lcl_composer.config.environment import is_secret, noted_variables, secret_in
 from lcl_composer.config.layers import Layers
 from lcl_composer.config.schema import RunConfig
@@ -47,6 +48,35 @@ class ComposedConfig:
     def source(self, key: str) -> str:
         """Return the source of a dotted key, or ``"default"``."""
         return self.sources.get(key, DEFAULT)
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Say of a ConfigError inside the body where the setting stands that it names, a problem a line."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(report(list(map(self._locate, str(error).splitlines())))) from error
+
+    def _locate(self, problem: str) -> str:
+        """A problem with the source of its key, which opens it, or of the component that it names."""
+        found = re.match(r"\w+(\.\w+)*", problem)
+        key = found[0] if found else ""
+        if key.split(".")[0] not in type(self.run).model_fields:
+            named = (
+                ".".join(k) for k, table in COMPONENTS.items() if f"{table.kind} {self._name(k)!r}" in problem
+            )
+            key = next(named, "")
+            problem = f"{key}: {problem}"
+        while key and key not in self.sources:
+            key = key.rpartition(".")[0]
+        return f"{self.sources[key]}: {problem}" if key else problem.removeprefix(": ")
+
+    def _name(self, key: Key) -> str | None:
+        """The name of the component at a key."""
+        value: Any = self.run
+        for part in key:
+            value = getattr(value, part, None)
+        return getattr(value, "name", None)
 
     def to_yaml(self) -> str:
         """Return the resolved configuration with all defaults; composing it gives the same RunConfig."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
@@ -89,7 +89,7 @@ def validate(
         if key not in known
     ]
     if found or new or run is None:
-        raise ConfigError(_report([*found, *new]))
+        raise ConfigError(report(_in_order([*found, *new])))
     return run
 
 
@@ -111,10 +111,15 @@ def _where(layers: Layers, key: Key, file: str) -> str:
     return layers.empty.get(key) or layers.source(key) or file
 
 
-def _report(problems: list[ConfigProblem]) -> str:
-    problems = sorted(problems, key=lambda p: [(not s.isdigit(), s.zfill(6)) for s in p.where.split(":")])
+def _in_order(problems: list[ConfigProblem]) -> list[str]:
+    ordered = sorted(problems, key=lambda p: [(not s.isdigit(), s.zfill(6)) for s in p.where.split(":")])
+    return list(map(str, ordered))
+
+
+def report(problems: Sequence[str]) -> str:
+    """One problem as it is, several on a line each."""
     if len(problems) == 1:
-        return str(problems[0])
+        return problems[0]
     return f"{len(problems)} problems in the configuration:\n" + "\n".join(f"  {p}" for p in problems)
 
 

@@ -15,7 +15,7 @@ from lcl_composer.config.schema import RunConfig, StreamConfig
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import one_line
 from lcl_composer.json_data import load_json
-from lcl_composer.registry import algorithms, callbacks, loggers, optimizers, schedulers
+from lcl_composer.registry import algorithms, callbacks, loggers, methods, optimizers, schedulers
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -54,6 +54,8 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
         yield ("precision",), f"{run.precision} needs a GPU and this run has none; use fp32 or null"
     if device == "cpu" and run.device_train_microbatch_size == "auto":
         yield ("device_train_microbatch_size",), "auto needs a GPU and this run has none; give a number"
+    if _backend(run) == "triton" and device == "cpu" and not interpreted():
+        yield ("method", "backend"), "triton needs a GPU and this run has none; set torch or null"
     if device == "cpu" and run.tf32:
         yield ("tf32",), "needs a GPU and this run has none; set it to false"
     if device == "cpu" and (fsdp := run.parallelism.fsdp) is not None:
@@ -69,6 +71,12 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
         for name, parameters in getattr(run, section).items():
             spec = {**parameters, "name": name}
             yield from _refusals((section, name), table, spec, log_dir="", layout=None)
+
+
+def _backend(run: RunConfig) -> Any:
+    """What computes the losses, where the method lets a YAML choose."""
+    spec = run.method.spec()
+    return None if methods.problems(spec) else methods.settings(spec).get("backend")
 
 
 def _refusals(key: Key, table: Any, spec: dict[str, Any], **injected: Any) -> Iterator[tuple[Key, str]]:

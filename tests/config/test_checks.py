@@ -68,6 +68,7 @@ def test_what_does_not_go_together(overrides: list[str], message: str) -> None:
     ("override", "message"),
     [
         ("tf32=true", "tf32: needs a GPU"),
+        ("method.backend=triton", "method.backend: triton needs a GPU and this run has none; set torch or"),
         ("parallelism.fsdp={reduce_dtype: bf16}", "parallelism.fsdp.reduce_dtype: bf16 needs a GPU"),
     ],
 )
