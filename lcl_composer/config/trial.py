@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,8 +55,8 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
         yield ("precision",), f"{run.precision} needs a GPU and this run has none; use fp32 or null"
     if device == "cpu" and run.device_train_microbatch_size == "auto":
         yield ("device_train_microbatch_size",), "auto needs a GPU and this run has none; give a number"
-    if _backend(run) == "triton" and device == "cpu" and not interpreted():
-        yield ("method", "backend"), "triton needs a GPU and this run has none; set torch or null"
+    if problem := _backend_problem(run, device):
+        yield ("method", "backend"), problem
     if device == "cpu" and run.tf32:
         yield ("tf32",), "needs a GPU and this run has none; set it to false"
     if device == "cpu" and (fsdp := run.parallelism.fsdp) is not None:
@@ -73,10 +74,18 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
             yield from _refusals((section, name), table, spec, log_dir="", layout=None)
 
 
-def _backend(run: RunConfig) -> Any:
-    """What computes the losses, where the method lets a YAML choose."""
+def _backend_problem(run: RunConfig, device: Device) -> str:
+    """Why what the method is to compute its losses by is not here; "" if it is."""
+    from lcl_composer.kernels.tiles import interpreting
+
     spec = run.method.spec()
-    return None if methods.problems(spec) else methods.settings(spec).get("backend")
+    if methods.problems(spec) or methods.settings(spec).get("backend") != "triton":
+        return ""
+    if find_spec("triton") is None:
+        return "triton is not installed; set torch or null"
+    if device == "cpu" and not interpreting():
+        return "triton needs a GPU and this run has none; set torch or null"
+    return ""
 
 
 def _refusals(key: Key, table: Any, spec: dict[str, Any], **injected: Any) -> Iterator[tuple[Key, str]]:

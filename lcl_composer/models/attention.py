@@ -12,7 +12,7 @@ needs no padding and no [T, T] mask. What runs, all linear in T:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -69,6 +69,41 @@ class Packing:
         if window not in self._masks:
             self._masks[window] = packed_block_mask(self.lengths, self.documents, window)
         return self._masks[window]
+
+
+def check_heads(config: Any) -> None:
+    """Refuse sizes of a language model that cannot be cut into heads.
+
+    Args:
+        config: Of transformers; heads of some architectures have a width of their own, ``head_dim``.
+
+    Raises:
+        ConfigError: Names both keys.
+    """
+    key = "model.language_model"
+    width, heads = config.hidden_size, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
+    if width % heads and head_dim == width // heads:
+        raise ConfigError(
+            f"{key}.hidden_size: {width} is no multiple of {key}.num_attention_heads, {heads}; change one"
+        )
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    if heads % shared:
+        raise ConfigError(
+            f"{key}.num_attention_heads: {heads} is no multiple of num_key_value_heads, {shared}, in "
+            f"{key}.model_args; change one"
+        )
+    if head_dim % 2 and (hasattr(config, "rope_theta") or hasattr(config, "rope_parameters")):
+        raise ConfigError(
+            f"{key}.hidden_size: {width} over {key}.num_attention_heads, {heads}, is odd, and rotary "
+            "positions turn pairs of numbers; change one"
+        )
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse a size of a language model that is below 1; raises ConfigError."""
+    if small := [name for name, size in sizes.items() if size < 1]:
+        raise ConfigError(f"model.language_model.{small[0]}: is {sizes[small[0]]}, must be at least 1")
 
 
 @cache

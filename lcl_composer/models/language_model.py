@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.tokenizer import SPECIAL_TOKENS
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
-from lcl_composer.models.attention import PACKED, Packing
+from lcl_composer.models.attention import PACKED, Packing, check_heads, check_sizes
 
 #: OPT in this form has exactly the layout of the released LCL text tower.
 _RELEASED_OPT = {"_remove_final_layer_norm": True, "activation_function": "gelu"}
@@ -195,15 +195,21 @@ def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_
     if "num_key_value_heads" in known:  # Qwen2's default is 32, whatever the number of heads
         fields["num_key_value_heads"] = sizes["num_attention_heads"]
     _check_model_args(model_type, known, {*sizes, "vocab_size"}, model_args)
-    config = AutoConfig.for_model(model_type, **{**fields, **model_args})
+    check_sizes(sizes)
     try:
+        config = AutoConfig.for_model(model_type, **{**fields, **model_args})
+        check_heads(config)
         # As AutoModel does, which imports the configs of all architectures to see whether this is one.
-        architecture: Any = MODEL_MAPPING[type(config)]
+        architecture: Any = MODEL_MAPPING.get(type(config), None)
+        if not getattr(architecture, "_supports_attention_backend", False):  # Funnel has two models
+            raise _cannot_run_packed(model_type)
         model = architecture._from_config(config, attn_implementation=PACKED)
-    except (ValueError, KeyError, AttributeError) as error:  # the last: Funnel has two models
-        raise _cannot_run_packed(model_type) from error
-    if not model._supports_attention_backend:
-        raise _cannot_run_packed(model_type)
+    except ConfigError:
+        raise
+    except Exception as error:  # each architecture refuses in its own way
+        raise ConfigError(
+            f"model.language_model: transformers cannot build {model_type!r} so: {one_line(error)}"
+        ) from error
     _zero_unused_positions(model)
     return model
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from lcl_composer.data.batch import PackedBatch
 from lcl_composer.data.tokenizer import SPECIAL_TOKENS
 from lcl_composer.errors import ConfigError, did_you_mean, one_line
-from lcl_composer.models.attention import Packing, packed_attention
+from lcl_composer.models.attention import Packing, check_heads, check_sizes, packed_attention
 
 #: What is off unless ``model_args`` says otherwise, under the names that the architectures give it.
 _OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -147,8 +147,10 @@ def _set_sizes(config: Any, sizes: dict[str, int | None], pretrained: str | None
         return
     if missing := [key for key, value in sizes.items() if value is None]:
         raise ConfigError(f"{_KEY}.{missing[0]}: missing; without pretrained the text encoder needs it")
+    check_sizes({key: value for key, value in sizes.items() if value is not None})
     for key, value in sizes.items():
         setattr(config, key, value)
+    check_heads(config)
     inner = "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
     setattr(config, inner, 4 * config.hidden_size)
 

@@ -121,6 +121,38 @@ def test_errors(model_type: str, model_args: dict[str, Any], message: str):
         tiny_language_model(model_type, model_args=model_args)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"model_type": "opt", "hidden_size": 33},
+            r"hidden_size: 33 is no multiple of model\.language_model\.num_attention_heads, 2; change one",
+        ),
+        ({"model_type": "llama", "num_attention_heads": 3}, r"hidden_size: 32 is no multiple of .*heads, 3;"),
+        ({"model_type": "gpt2", "num_attention_heads": 3}, r"hidden_size: 32 is no multiple of .*heads, 3;"),
+        (
+            {"model_type": "llama", "model_args": {"num_key_value_heads": 3}},
+            "2 is no multiple of num_key_val",
+        ),
+        ({"model_type": "llama", "hidden_size": 30}, r"hidden_size: 30 over .*heads, 2, is odd"),
+        ({"num_hidden_layers": 0}, r"model\.language_model\.num_hidden_layers: is 0, must be at least 1"),
+        ({"num_attention_heads": 0}, r"model\.language_model\.num_attention_heads: is 0"),
+        ({"model_args": {"activation_function": "gelo"}}, "transformers cannot build 'opt' so: .*gelo"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes: dict[str, Any], message: str) -> None:
+    given = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, **sizes}
+    with torch.device("meta"), pytest.raises(ConfigError, match=message) as caught:
+        TransformersLM(64, **given)
+    assert "attention function" not in str(caught.value)
+
+
+def test_heads_of_a_width_of_their_own_need_not_divide() -> None:
+    with torch.device("meta"):
+        model = TransformersLM(64, "qwen3", 32, 1, 3, model_args={"head_dim": 16})
+    assert model.hidden_size == 32
+
+
 def test_attention_dropout_is_refused():
     model = seeded(model_args={"attention_dropout": 0.1}).train()
     tokens, positions = packed_inputs()

@@ -120,6 +120,8 @@ RELATIVE = "not every layer calls scaled_dot" if HAS_RELATIVE else "no field 'po
         ({"model_args": {"hiden_act": "relu"}}, "bert has no field 'hiden_act'; did you mean 'hidden_act'"),
         ({"model_type": "mpnet"}, r"'mpnet' cannot run packed .*; try bert, roberta or xlm-roberta"),
         ({"model_args": {"position_embedding_type": "relative_key"}}, RELATIVE),
+        ({"num_attention_heads": 3}, r"hidden_size: 32 is no multiple of .*num_attention_heads, 3; change"),
+        ({"hidden_size": 0}, r"model\.language_model\.hidden_size: is 0, must be at least 1"),
         ({"pretrained": "/no/such"}, r"model\.language_model\.pretrained: cannot load '/no/such'"),
     ],
 )
