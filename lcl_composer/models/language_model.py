@@ -198,11 +198,11 @@ def _from_config(model_type: str, vocab_size: int, sizes: dict[str, int], model_
     check_sizes(sizes)
     try:
         config = AutoConfig.for_model(model_type, **{**fields, **model_args})
-        check_heads(config)
         # As AutoModel does, which imports the configs of all architectures to see whether this is one.
         architecture: Any = MODEL_MAPPING.get(type(config), None)
         if not getattr(architecture, "_supports_attention_backend", False):  # Funnel has two models
             raise _cannot_run_packed(model_type)
+        check_heads(config)
         model = architecture._from_config(config, attn_implementation=PACKED)
     except ConfigError:
         raise

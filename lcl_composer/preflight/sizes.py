@@ -117,7 +117,9 @@ def freeze(run: RunConfig, model: Method) -> None:
     """Leave out of training what the run's ``layer_freezing`` freezes for good."""
     spec = run.algorithms.get("layer_freezing")
     if spec is not None:
-        registry.algorithms.build({"name": "layer_freezing", **spec}).prepare(model)
+        freezing = registry.algorithms.build({"name": "layer_freezing", **spec})
+        freezing.check(model)
+        freezing.prepare(model)
 
 
 def state_share(run: RunConfig) -> float:

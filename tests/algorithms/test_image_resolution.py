@@ -70,8 +70,8 @@ def test_schedule_in_whole_patches_and_parameters_of_full_size() -> None:
 
 def test_settings() -> None:
     with pytest.raises(ConfigError, match="multiple of the patch size 8"):
-        ImageResolution(12, until="2ba").prepare(tiny_model())
+        ImageResolution(12, until="2ba").check(tiny_model())
     model = tiny_model()
     model.encoder = TimmEncoder("resnet18", image_size=64)
     with pytest.raises(ConfigError, match="takes a timm VisionTransformer"):
-        ImageResolution(16, until="2ba").prepare(model)
+        ImageResolution(16, until="2ba").check(model)

@@ -66,6 +66,6 @@ def test_other_encoders_are_refused() -> None:
     model = tiny_model()
     model.encoder = TimmEncoder("resnet18", image_size=64)
     with pytest.raises(ConfigError, match="takes a timm VisionTransformer, not ResNet"):
-        PatchDropout(0.5).prepare(model)
+        PatchDropout(0.5).check(model)
     with pytest.raises(ValueError, match="below 1"):
         PatchDropout(1.0)
