@@ -39,10 +39,10 @@ class PixelNormalizer(nn.Module):
 
     def __init__(self, mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD):
         super().__init__()
-        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        if not _are_three(mean) or not _are_three(std) or min(std) <= 0:
             raise ConfigError(
-                f"model.encoder: pixels cannot be normalised by mean {list(mean)} and std {list(std)}; each "
-                "takes three numbers (RGB, pixels in 0..1), and std is above 0"
+                f"model.encoder: pixels cannot be normalised by mean {_shown(mean)} and std {_shown(std)}; "
+                "each takes three numbers (RGB, pixels in 0..1), and std is above 0"
             )
         self.channels = (list(mean), list(std))
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -72,6 +72,17 @@ class PixelNormalizer(nn.Module):
             )
             return torch.addcmul(-self.mean / self.std, pixel_values, 1 / self.std, out=normalised)
         return (pixel_values.float() - self.mean) / self.std
+
+
+def _are_three(values: Any) -> bool:
+    """Whether these are a finite number for each channel; they may come from a file of another library."""
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        return False
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _shown(values: Any) -> Any:
+    return list(values) if isinstance(values, tuple) else values
 
 
 class Encoder(nn.Module):

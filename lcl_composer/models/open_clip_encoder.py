@@ -142,6 +142,8 @@ def _read_model(model: str | dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         raise ConfigError(
             f"model.encoder.model: {model}: no model config of OpenCLIP (embed_dim and vision_cfg are needed)"
         )
+    if not isinstance(preprocess, dict):
+        raise ConfigError(f"model.encoder.model: {model}: its preprocess_cfg holds no settings; copy it anew")
     taken = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
     return copy.deepcopy(taken), preprocess, weights
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: PIL's numbers of its filters, by which transformers names them.
-_FILTERS = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
+_FILTERS = dict(zip("012345", ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"), strict=True))
 
 _SHORTEST, _CROP = "shortest side", "centre crop"
 
@@ -65,13 +65,13 @@ def of_transformers(processor: Mapping[str, Any]) -> tuple[tuple[int, int] | Non
     if before and after and before != after:
         mode, crop = f"{mode} to {before[0]} pixels", f"{_CROP} of {after[0]}"
     return after, _unlike_ours(
-        mode, _FILTERS.get(processor.get("resample", 3), "another interpolation"), crop
+        mode, _FILTERS.get(str(processor.get("resample", 3)), "another interpolation"), crop
     )
 
 
 def _unlike_ours(mode: str, interpolation: str, crop: str) -> str:
     how = (mode, interpolation, crop)
-    return "" if how == (_SHORTEST, "bicubic", _CROP) else ", ".join(filter(None, how))
+    return "" if how == (_SHORTEST, "bicubic", _CROP) else ", ".join(str(part) for part in how if part)
 
 
 def _sides(size: Any, shortest: bool) -> Mapping[str, Any]:

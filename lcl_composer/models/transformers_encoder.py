@@ -113,12 +113,17 @@ def _transformers_config(
             config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
         else:
             config = AutoConfig.for_model(model_type)
+        config = getattr(config, "vision_config", config)
+        known = config.to_dict()
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"model.encoder: transformers cannot build {model_type!r}: {one_line(error)}"
         ) from error
-    config = getattr(config, "vision_config", config)
-    known = config.to_dict()
+    except (AttributeError, LookupError, TypeError) as error:  # JSON of another form
+        raise ConfigError(
+            f"model.encoder.pretrained: the config.json of {pretrained!r} is damaged ({one_line(error)}); "
+            "copy the folder anew"
+        ) from error
     if not isinstance(known.get("patch_size"), int):
         raise ConfigError(
             f"model.encoder: {config.model_type!r} is no vision transformer with patches; try dinov2, or timm"
@@ -153,6 +158,11 @@ def _read_processor(pretrained: str, may_lack: bool) -> dict[str, Any]:
     try:
         found = BaseImageProcessor.get_image_processor_dict(pretrained)[0]
         return found if isinstance(found, dict) else {}
+    except (AttributeError, LookupError, TypeError) as error:  # JSON of another form
+        raise ConfigError(
+            f"model.encoder.pretrained: the preprocessor_config.json of {pretrained!r} is damaged "
+            f"({one_line(error)}); copy the folder anew"
+        ) from error
     except (OSError, ValueError) as error:
         if may_lack:
             return {}
@@ -187,6 +197,11 @@ def _own_normalisation(pretrained: str, processor: dict[str, Any]) -> tuple[Chan
         ConfigError: If it has none, or does what cannot be done here.
     """
     rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    if not isinstance(rescale, int | float):
+        raise ConfigError(
+            f"model.encoder.pretrained: the image processor of {pretrained!r} rescales by {rescale!r}, which "
+            "is no number; copy the folder anew, or set model.encoder.mean and model.encoder.std"
+        )
     if abs(255 * rescale - 1) > 1e-3:
         raise ConfigError(
             f"model.encoder.pretrained: {pretrained!r} wants pixels times {rescale:g}, here they are in 0..1 "

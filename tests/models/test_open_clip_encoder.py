@@ -173,6 +173,10 @@ def with_code(folder: Path) -> dict[str, Any]:
     return {"model": config_of(VIT), "weights": str(folder / "code.pt")}
 
 
+def preprocessed(preprocess: Any) -> dict[str, Any]:
+    return {"model": {"model_cfg": config_of(VIT), "preprocess_cfg": preprocess}}
+
+
 def not_json(folder: Path) -> dict[str, Any]:
     (folder / "model.json").write_text("{")
     return {"model": str(folder / "model.json")}
@@ -198,6 +202,8 @@ BAD: dict[str, Any] = {
         "model": config_of(TIMM),
     },
     r"model.json: no JSON": not_json,
+    r"its preprocess_cfg holds no settings; copy it anew": lambda f: preprocessed([1]),
+    r"cannot be normalised by mean 3 and": lambda f: preprocessed({"mean": 3}),
     r"a config: its preprocessing gives 48 pixels, its vision_cfg takes 32": another_size,
     r"takes images of \[32, 64\] pixels; only squares": lambda f: {
         "model": config_of({**VIT, "image_size": [32, 64]})

@@ -32,6 +32,7 @@ CROP = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
         ({"size": {"shortest_edge": 224}}, 224, "shortest side, bicubic, no crop"),
         ({"size": {"longest_edge": 224}}, None, "another resize, bicubic"),
         ({"do_resize": False, "size": {"height": 96, "width": 96}}, None, "not resized"),
+        ({"size": "x", "resample": [1]}, None, "shortest side, another interpolation, centre crop"),
         ({"do_resize": False, **CROP}, 224, "not resized, centre crop"),
     ],
 )

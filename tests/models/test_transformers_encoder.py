@@ -107,6 +107,16 @@ BAD = {
     r"image_size is 32, but the preprocessor_config.json of .* gives 24 x 32 pixels": lambda f: _edit(
         f / PREPROCESSING, size=32, do_center_crop=True, crop_size={"height": 24, "width": 32}
     ),
+    r"the config.json of .* is damaged \(.*\); copy the folder anew": lambda f: (
+        f / "config.json"
+    ).write_text("[1]"),
+    r"the preprocessor_config.json of .* is damaged|names no image_mean": lambda f: (
+        f / PREPROCESSING
+    ).write_text("[1]"),
+    r"cannot be normalised by mean \['a', 'b', 'c'\]": lambda f: _edit(
+        f / PREPROCESSING, image_mean=[*"abc"]
+    ),
+    r"rescales by 'x', which is no number": lambda f: _edit(f / PREPROCESSING, rescale_factor="x"),
     r"wants pixels times 1, here they are in 0..1": lambda f: _edit(f / PREPROCESSING, do_rescale=False),
     r"model_type is dinov2, but .* holds a siglip_vision_model": lambda f: _edit(
         f / "config.json", model_type="siglip_vision_model"
