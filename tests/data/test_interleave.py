@@ -280,7 +280,7 @@ def test_nor_where_an_image_is_one_token(max_tokens: int) -> None:
         (Captioned(TOKENIZER, RULES, "{} 5"), 19),
         (Labelled(("3", "4")), 1),
     ],
-    ids=str,
+    ids=("text", "slots", "caption", "prompt", "label"),
 )
 def test_of_pairs_it_has_one_and_fills_the_context(layout: Layout, tokens: int) -> None:
     assert most_images(layout) == 1
