@@ -16,8 +16,9 @@ _SECTIONS = ("model", "tokenizer", "method", "evaluation", "load_path")
 #: ``names: imagenet`` is no folder ``imagenet`` that happens to lie there.
 _PLACES = {"folder", "images", "load_path", "model", "path", "pretrained", "train", "val", "weights"}
 
-#: Of callbacks these alone: what else they name may be a place that they write to.
-_READ_BY_CALLBACKS = {"images", "train", "val"}
+#: Folders of images, which may be a million files: known by names and sizes. Of callbacks these alone are
+#: read: what else they name may be a place that they write to.
+_IMAGES = {"images", "train", "val"}
 
 #: By these the folder of a model or a tokenizer is known, of which no subfolder is read.
 _OF_A_MODEL = ("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -28,8 +29,9 @@ _INDEX = "index.json"
 def digests_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the file or folder that each setting names, by its dotted key, such as ``data.eval.local``.
 
-    Of shards it is that of the index, which has their hashes; of other folders, of all files in them; of a
-    model on the Hub, the revision in the local cache. What is not there, or cannot be read, is left out.
+    Of shards it is that of the index, which has their hashes; of image folders, of the names and sizes of all
+    files; of other folders, of what is in them; of a model on the Hub, the revision in the local cache. What
+    is not there, or cannot be read, is left out.
 
     Args:
         settings: Of a run, resolved, as JSON values.
@@ -50,7 +52,7 @@ def digest_of(name: str, value: Any) -> str:
     if name not in _PLACES and not (os.sep in value or path.suffix):
         return ""
     try:
-        return _digest(path) if os.path.exists(value) else ""
+        return _digest(path, whole=name not in _IMAGES) if os.path.exists(value) else ""
     except (OSError, ValueError):
         return ""  # who reads it says so
 
@@ -60,7 +62,7 @@ def _values(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for section in _SECTIONS:
         yield from _leaves(section, settings.get(section))
     for key, value in _leaves("callbacks", settings.get("callbacks")):
-        if key.rpartition(".")[2] in _READ_BY_CALLBACKS:
+        if key.rpartition(".")[2] in _IMAGES:
             yield key, value
 
 
@@ -84,13 +86,16 @@ def _shards(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"{key}.local", digest
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, whole: bool) -> str:
+    """Of a file or a folder; unless it is to be read ``whole``, an index is and other files' sizes are."""
     files = _files(path) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         about = file.stat()
         inside = file.relative_to(path).as_posix()
-        content = _of_file(str(file), about.st_ino, about.st_size, about.st_mtime_ns)
+        content = str(about.st_size)
+        if whole or file.name == _INDEX:
+            content = _of_file(str(file), about.st_ino, about.st_size, about.st_mtime_ns)
         digest.update(f"{inside} {content}\n".encode())
     return digest.hexdigest()
 

@@ -59,7 +59,7 @@ def test_all_that_a_run_reads_and_nothing_that_it_writes() -> None:
 
 
 def test_a_folder_is_told_by_what_is_read_of_it() -> None:
-    """An image folder by all its files, a model's by its own, shards by their index; wherever it lies."""
+    """Images by names and sizes, a model by its own files, shards by their index; wherever they lie."""
     write("a/cat/1.png"), write("a/dog/2.png")
     first = digest_of("images", "a")
     write("a/.DS_Store")
@@ -67,6 +67,10 @@ def test_a_folder_is_told_by_what_is_read_of_it() -> None:
     os.rename("a", "b")
     assert digest_of("images", "b") == first
     os.rename("b/dog/2.png", "b/cat/2.png")
+    assert digest_of("images", "b") != first
+    os.rename("b/cat/2.png", "b/dog/2.png")
+    assert digest_of("images", "b") == first
+    write("b/dog/2.png", "another")
     assert digest_of("images", "b") != first
     write("m/config.json"), write("m/model.safetensors")
     model = digest_of("pretrained", "m")
