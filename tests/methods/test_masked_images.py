@@ -291,7 +291,7 @@ def test_settings_of_images_want_a_target(setting: dict[str, float]) -> None:
 
 def test_check_counts_the_target_and_names_its_key(data: Path, tmp_path: Path) -> None:
     run = compose(runs.write_yaml(tmp_path, with_target(data, RANDOM)), []).run
-    sizes, tokens, _ = model_sizes(run)
+    sizes, tokens, *_ = model_sizes(run)
     parameters = sum(p.numel() for p in build_model(run, 300).parts["target_encoder"].parameters())
     assert (sizes["target_encoder"], tokens) == (parameters, 4)
     values = with_target(data, RANDOM | {"model_name": "vit_nothing"})
