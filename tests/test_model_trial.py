@@ -11,6 +11,7 @@ from lcl_composer.config import compose
 from lcl_composer.errors import ConfigError
 from tests import runs
 from tests.config.test_compose import YAMLS
+from tests.data.conftest import png
 
 QUICKSTART = YAMLS / "quickstart.yaml"
 MASKED = YAMLS / "methods" / "masked.yaml"
@@ -96,6 +97,18 @@ def test_a_run_that_would_train_nothing(tmp_path: Path) -> None:
     values["algorithms"] = {"layer_freezing": {"parts": ["encoder", "probe"]}}
     found = refused(runs.write_yaml(tmp_path, values))
     assert "algorithms.layer_freezing.parts: has all that the method trains" in found
+
+
+def test_evaluations_whose_data_are_there_pass(tmp_path: Path) -> None:
+    """A probe keeps the weights of before training, of which there are none yet."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            picture = tmp_path / "pictures" / split / name / "0.png"
+            picture.parent.mkdir(parents=True)
+            picture.write_bytes(png(1))
+    folders = {split: f"pictures/{split}" for split in ("train", "val")}
+    composed = compose(QUICKSTART, [f"evaluation={{probe: {folders}, zero_shot: {{images: pictures/val}}}}"])
+    model_sizes(composed.run)
 
 
 @pytest.mark.parametrize("family", ["opt", "llama"])

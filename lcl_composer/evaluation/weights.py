@@ -15,11 +15,12 @@ def _image_side(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def image_side_state(model: nn.Module) -> dict[str, Tensor]:
-    """CPU copy of the weights of encoder and pooler, to compare with later."""
+    """CPU copy of the weights of encoder and pooler, to compare with later; none of the meta device."""
     return {
         f"{part}.{name}": value.detach().cpu().clone()
         for part, module in _image_side(model).items()
         for name, value in module.state_dict().items()
+        if not value.is_meta
     }
 
 
