@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lcl_composer.methods.method import Method, Outputs
 
 
-def try_on_model(run: RunConfig, model: Method, tokenizer: Tokenizer) -> None:
+def try_on_model(run: RunConfig, model: Method, tokenizer: Tokenizer) -> Layout:
     """Lay out a document, show the model to all that works on it, and run it once.
 
     Algorithms and callbacks may have a ``check(model)`` that raises a ConfigError; evaluations have
@@ -36,6 +36,9 @@ def try_on_model(run: RunConfig, model: Method, tokenizer: Tokenizer) -> None:
         run: The run.
         model: On the meta device.
         tokenizer: The run's.
+
+    Returns:
+        The layout.
 
     Raises:
         ConfigError: What is wrong, a problem a line.
@@ -50,6 +53,7 @@ def try_on_model(run: RunConfig, model: Method, tokenizer: Tokenizer) -> None:
     offered = {"image_size": run.data.image_size, "tokenizer": tokenizer, "layout": layout}
     if problems := [*_refusals(run, model, offered), *_forward_problems(run, model, layout)]:
         raise ConfigError("\n".join(problems))
+    return layout
 
 
 def _refusals(run: RunConfig, model: Method, offered: dict[str, Any]) -> Iterator[str]:

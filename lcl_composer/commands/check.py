@@ -51,15 +51,14 @@ def model_sizes(run: RunConfig) -> tuple[dict[str, int], int, int | None, str]:
         what the counts leave out ("" for nothing).
     """
     from lcl_composer.data.interleave import most_images
-    from lcl_composer.methods.build import layout_rules, model_on_meta
+    from lcl_composer.methods.build import model_on_meta
     from lcl_composer.model_trial import try_on_model
 
     model, tokenizer, note = model_on_meta(run)
-    try_on_model(run, model, tokenizer)
+    layout = try_on_model(run, model, tokenizer)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts.items()}
     sizes["heads"] = sum(p.numel() for p in model.parameters()) - sum(sizes.values())
     tokens_per_image: Any = model.encoder.tokens_per_image
-    layout = model.layout(tokenizer, layout_rules(run, tokens_per_image))
     return sizes, tokens_per_image, most_images(layout), note
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 #: PIL's numbers of its filters, by which transformers names them.
-_FILTERS = dict(zip("012345", ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"), strict=True))
+_FILTERS = {str(filter.value): filter.name.lower() for filter in Image.Resampling}
 
 _SHORTEST, _CROP = "shortest side", "centre crop"
 
