@@ -41,21 +41,29 @@ class FeatureHealth(Periodic):
         every: Composer time string.
         images: Held-out images to measure on; bounds the effective rank.
         collapse_share: Share of the highest effective rank, 0..1.
+
+    Raises:
+        ValueError: If ``collapse_share`` is no share, or ``images`` below 2.
     """
 
     def __init__(self, every: str = "100ba", images: int = 256, collapse_share: float = 0.5):
         super().__init__(every)
+        if images < 2 or not 0 <= collapse_share <= 1:
+            raise ValueError(
+                f"images {images} must be at least 2 and collapse_share {collapse_share} a share"
+            )
         self.collapse_share = collapse_share
         self.held_out = HeldOut(images)
         self.highest: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The highest ranks seen, so that a resumed run compares with them."""
-        return {"highest": dict(self.highest)}
+        return {"highest": dict(self.highest), "images": self.held_out.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the highest ranks of a checkpoint."""
-        self.highest = dict(state["highest"])
+        """Take up the highest ranks of a checkpoint, unless as many images could not reach them."""
+        if state.get("images", self.held_out.images) == self.held_out.images:
+            self.highest = dict(state["highest"])
 
     def check(self, model: Method) -> None:
         """Raise ConfigError if the method contrasts nothing."""

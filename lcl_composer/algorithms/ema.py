@@ -30,14 +30,15 @@ class EMA(Algorithm):
 
     Args:
         half_life: Batches in which old weights lose half of their share, such as ``1000ba``.
-        begin: Up to this batch the average is the weights themselves.
+        begin: Up to this batch the average is the weights themselves; a multiple of ``update_interval``.
         update_interval: Batches between updates.
         part: ``all``, or the ``encoder`` alone.
         evaluate: The Trainer's evaluations on ``data.eval`` measure the average.
         export: At the end of training the average becomes the model that is measured and exported.
 
     Raises:
-        ValueError: If a time is not in ``ba`` or not above 0 (``begin`` may be 0).
+        ValueError: If a time is not in ``ba`` or not above 0 (``begin`` may be 0), or ``begin`` falls between
+            two updates.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class EMA(Algorithm):
     ):
         self.begin = in_batches("begin", begin, least=0)
         self.interval = in_batches("update_interval", update_interval)
+        if self.begin % self.interval:
+            raise ValueError(f"begin {begin!r} must be a multiple of update_interval {update_interval!r}")
         self.smoothing = 2 ** (-self.interval / in_batches("half_life", half_life))
         self.part, self.evaluate, self.export = part, evaluate, export
         self.average: dict[str, Tensor] = {}

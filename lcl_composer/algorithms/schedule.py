@@ -28,12 +28,17 @@ class Schedule:
         until: Composer time string in the same unit; equal to ``begin`` for a step.
 
     Raises:
-        ValueError: If the two times have different units and ``begin`` is not 0, or are out of order.
+        ValueError: If the two times have different units and ``begin`` is not 0, are out of order, below 0,
+            or in a unit that a schedule cannot follow.
     """
 
     def __init__(self, start: float, end: float, shape: Shape, begin: str, until: str):
         self.start, self.end, self.shape = start, end, shape
         self._begin, self._until = Time.from_timestring(begin), Time.from_timestring(until)
+        if self._until.unit in (TimeUnit.SECOND, TimeUnit.ITERATION):
+            raise ValueError(f"until {until!r} must be in ep, ba, sp, tok or dur")
+        if min(self._begin.value, self._until.value) < 0:
+            raise ValueError(f"begin {begin!r} and until {until!r} must not be negative")
         if self._begin.value == 0:
             self._begin = Time(0, self._until.unit)
         if self._begin.unit != self._until.unit:

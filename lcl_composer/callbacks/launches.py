@@ -32,19 +32,25 @@ class Launches:
     A resume trains the batches behind its checkpoint again, to the same values; what an earlier launch has
     logged of them stands, and is not logged twice.
 
+    A folder that was copied, or renamed, to go on under another name is another run there: two would write
+    into one.
+
     Args:
         path: The file; its folder is made when something is noted.
+        run: The run's name.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, run: str):
+        self.path, self.run = path, run
         self.id: str | None = None
         self._noted = self._earlier = -1
         try:
             noted = load_json(path.read_text())
+            if noted.get("run", run) != run:
+                return
             self.id, self._noted = str(noted["id"]), int(noted["step"])
             self._earlier = self._noted
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             pass  # the first launch, or one that was killed before it wrote
 
     def begin(self, run: str) -> None:
@@ -65,7 +71,7 @@ class Launches:
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f"{self.path.name}.tmp")
-        partial.write_text(json.dumps({"id": self.id, "step": self._noted}))
+        partial.write_text(json.dumps({"id": self.id, "step": self._noted, "run": self.run}))
         os.replace(partial, self.path)
 
 

@@ -79,7 +79,7 @@ class MLFlowLogger(LoggerDestination):
         # Else training waits ten minutes for a server that is down.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        self._launches = launches = Launches(self.log_dir / "mlflow" / "launches.json")
+        self._launches = launches = Launches(self.log_dir / "mlflow" / "launches.json", state.run_name)
         try:
             self._client = MlflowClient(uri)
             launches.begin(self._open(launches.id, state.run_name))

@@ -24,6 +24,9 @@ from lcl_composer.stop_request import Stopped
 #: What is run, by the shell, and what is posted to: never in a YAML, which may come from anywhere.
 COMMAND, WEBHOOK = "LCL_NOTIFY_COMMAND", "LCL_NOTIFY_WEBHOOK"
 
+#: Seconds that a run's processes may be kept for it.
+_LONGEST = 3600
+
 Ending = Literal["finished", "failed", "stopped"]
 
 
@@ -43,12 +46,12 @@ class Notify(Callback):
         timeout: Seconds that each of the two may take.
 
     Raises:
-        ValueError: If ``timeout`` is not above 0.
+        ValueError: If ``timeout`` is not above 0, or more than an hour.
     """
 
     def __init__(self, timeout: float = 10.0):
-        if timeout <= 0:
-            raise ValueError(f"timeout is {timeout}; it takes seconds above 0")
+        if not 0 < timeout <= _LONGEST:
+            raise ValueError(f"timeout is {timeout}; it takes seconds above 0, {_LONGEST} at most")
         self.timeout = timeout
 
     def tell(self, run: str, state: Ending, cause: str | None) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from composer.core import Callback, Evaluator, Event, State
+from composer.core import Callback, Evaluator, Event, State, Time, TimeUnit
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
@@ -23,9 +23,15 @@ class Periodic(Callback, ABC):
 
     Args:
         every: Composer time string such as ``500ba`` or ``1ep``.
+
+    Raises:
+        ValueError: If it is not above 0, or in iterations, which no training here has.
     """
 
     def __init__(self, every: str):
+        time = Time.from_timestring(every)
+        if not time.value > 0 or time.unit == TimeUnit.ITERATION:
+            raise ValueError(f"every {every!r} must be above 0, in ep, ba, sp, tok, sec or dur")
         self._due = create_interval_scheduler(
             every, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END}
         )
@@ -59,9 +65,14 @@ class HeldOut:
 
     Args:
         images: Stop once the batches hold this many images.
+
+    Raises:
+        ValueError: If that is below 1.
     """
 
     def __init__(self, images: int):
+        if images < 1:
+            raise ValueError(f"images {images} must be at least 1")
         self.images = images
         self._kept: list[PackedBatch] | None = None
 

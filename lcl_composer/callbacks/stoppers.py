@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import composer.callbacks
 import torch
-from composer.core import State, Timestamp
+from composer.core import State, Time, Timestamp, TimeUnit
 from composer.loggers import Logger
 from torchmetrics import Metric
 
@@ -31,6 +31,9 @@ class EarlyStopper(composer.callbacks.EarlyStopper):
         comp: ``less`` or ``greater``: which value is better; None: as the metric says.
         min_delta: By how much a value must be better to count.
         patience: How long to wait, a Composer time string in ``ep`` or ``ba``.
+
+    Raises:
+        ValueError: If ``patience`` is another time, or ``min_delta`` below 0.
     """
 
     def __init__(
@@ -41,6 +44,11 @@ class EarlyStopper(composer.callbacks.EarlyStopper):
         min_delta: float = 0.0,
         patience: str = "1ep",
     ):
+        waits = Time.from_timestring(patience)
+        if waits.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or waits.value < 0:
+            raise ValueError(f"patience {patience!r} must be in ep or ba")
+        if min_delta < 0:
+            raise ValueError(f"min_delta {min_delta} must not be negative")
         super().__init__(monitor, dataloader_label, comp, min_delta, patience)
         self._comp: Better | None = comp
 
@@ -61,11 +69,15 @@ class EarlyStopper(composer.callbacks.EarlyStopper):
         if self.best is None or self.best_occurred is None:
             return {}
         when = {"epoch": int(self.best_occurred.epoch), "batch": int(self.best_occurred.batch)}
-        return {"best": float(self.best), **when}
+        return {"best": float(self.best), "of": self._watched, **when}
+
+    @property
+    def _watched(self) -> list[str]:
+        return [self.dataloader_label, self.monitor]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the best value of a checkpoint."""
-        if state:
+        """Take up the best value of a checkpoint, if it is of the same metric."""
+        if state and state.get("of", self._watched) == self._watched:
             self.best = torch.tensor(state["best"])
             self.best_occurred = Timestamp(epoch=state["epoch"], batch=state["batch"])
 

@@ -62,7 +62,7 @@ class WandBLogger(composer.loggers.WandBLogger):
         if dist.get_global_rank() != 0:
             return
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        self._launches = launches = Launches(self.log_dir / "wandb" / "launches.json")
+        self._launches = launches = Launches(self.log_dir / "wandb" / "launches.json", state.run_name)
         settings = {"name": state.run_name, **self._init_kwargs, "id": launches.id, "resume": "allow"}
         try:
             run = wandb.init(dir=self.log_dir, **settings)

@@ -58,6 +58,11 @@ def test_zero_begins_in_any_unit_but_others_must_agree() -> None:
     assert Schedule(0, 1, "linear", "0ba", "0.5dur").value(at(25)) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="must have one unit"):
         Schedule(0, 1, "linear", "5ba", "0.5dur")
+    for until in ("5sec", "5iter", "1h"):
+        with pytest.raises(ValueError, match=f"until '{until}' must be in ep, ba, sp, tok or dur"):
+            Schedule(0.0, 1.0, "linear", "0ba", until)
+    with pytest.raises(ValueError, match="must not be negative"):
+        Schedule(0.0, 1.0, "linear", "-2ba", "3ba")
     with pytest.raises(ValueError, match="is after until"):
         Schedule(0, 1, "linear", "5ba", "4ba")
 

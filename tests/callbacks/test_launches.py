@@ -14,13 +14,13 @@ from lcl_composer.callbacks.wandb_logger import WandBLogger
 
 
 def test_steps_of_an_earlier_launch_are_not_logged_again(tmp_path: Path) -> None:
-    first = Launches(tmp_path / "new/launches.json")
+    first = Launches(tmp_path / "new/launches.json", "tiny")
     assert first.id is None
     first.begin("abc")
     assert [first.is_new(step) for step in (0, 1, 1, 2, 7)] == [True] * 5
     for step in (0, 1, 7, 2):
         first.note(step)
-    second = Launches(tmp_path / "new/launches.json")
+    second = Launches(tmp_path / "new/launches.json", "tiny")
     assert second.id == "abc"
     second.begin("abc")
     assert [second.is_new(step) for step in (5, 6, 7, 8, 8)] == [False, False, True, True, True]
@@ -30,8 +30,19 @@ def test_steps_of_an_earlier_launch_are_not_logged_again(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "x"}', '{"id": "x", "step": "y"}', "[" * 100_000])
 def test_a_damaged_note_begins_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)
-    found = Launches(tmp_path / "x")
+    found = Launches(tmp_path / "x", "tiny")
     assert found.is_new(0)
+
+
+def test_a_run_that_was_copied_is_another_run(tmp_path: Path) -> None:
+    first = Launches(tmp_path / "x", "tiny")
+    first.begin("abc")
+    first.note(7)
+    copied = Launches(tmp_path / "x", "copied")
+    assert copied.id is None
+    assert copied.is_new(0)
+    (tmp_path / "x").write_text('{"id": "abc", "step": 7}')  # as versions before wrote it
+    assert Launches(tmp_path / "x", "copied").id == "abc"
 
 
 def test_pictures() -> None:

@@ -160,6 +160,8 @@ def test_without_either_it_says_so(
 def test_what_is_no_time_is_refused() -> None:
     with pytest.raises(ConfigError, match="takes seconds above 0"):
         callbacks.build({"name": "notify", "timeout": 0.0})
+    with pytest.raises(ConfigError, match="3600 at most"):
+        callbacks.build({"name": "notify", "timeout": 1e12})
 
 
 def test_a_run_that_cannot_begin_is_told(hook: Hook, tmp_path: Path) -> None:

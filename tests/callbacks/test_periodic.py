@@ -56,3 +56,15 @@ def test_training_is_bitwise_the_same_with_it() -> None:
     make_trainer([], model=plain, duration="4ba").fit()
     make_trainer([Record("1ba")], model=watched, duration="4ba").fit()
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("every", ["0ba", "-5ba", "0dur", "5iter"])
+def test_what_would_never_come_is_refused(every: str) -> None:
+    with pytest.raises(ValueError, match=f"every '{every}' must be above 0"):
+        Record(every)
+
+
+@pytest.mark.parametrize("images", [0, -1])
+def test_no_images_are_refused(images: int) -> None:
+    with pytest.raises(ValueError, match=f"images {images} must be at least 1"):
+        HeldOut(images)

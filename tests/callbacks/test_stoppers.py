@@ -65,6 +65,15 @@ def test_the_best_value_outlives_a_resume() -> None:
     second.fit_start(state, None)  # type: ignore[arg-type]
     assert state.evaluate(second) == [False, True]
     assert EarlyStopper("contrastive").state_dict() == {}
+    for other in (EarlyStopper("generation"), EarlyStopper("contrastive", dataloader_label="other")):
+        other.load_state_dict(first.state_dict())
+        assert other.best is None
+
+
+@pytest.mark.parametrize("changed", [{"patience": "1sec"}, {"patience": "-1ep"}, {"min_delta": -0.1}])
+def test_what_composer_would_find_in_mid_run(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"patience '.*' must be in ep or ba|min_delta -0.1 must not"):
+        EarlyStopper("contrastive", **changed)
 
 
 def test_a_loss_passes_a_threshold_downwards() -> None:
