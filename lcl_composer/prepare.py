@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from lcl_composer.config.reach import MADE_IMAGES
 from lcl_composer.data.tokenizer import train_bpe
 from lcl_composer.errors import DataError
 from lcl_composer.methods.build import find_classes
@@ -51,7 +52,7 @@ def prepare(config: RunConfig) -> None:
     if config.data.train.generate is not None:
         generator: DocumentGenerator = generators.build(config.data.train.generate.spec())
         _prepare_tokenizer(config.tokenizer.spec(), generator)
-        for name, key in (("probe", "train"), ("zero_shot", "images")):
+        for name, key in MADE_IMAGES.items():
             if name in config.evaluation:
                 _prepare_probe(Path(config.evaluation[name][key]), generator)
     find_classes(config)

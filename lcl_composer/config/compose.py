@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import YAMLError
 
 from lcl_composer.config.core_schema import format_yaml, parse_yaml
@@ -23,8 +23,8 @@ from lcl_composer.config.diagnose import COMPONENTS, ConfigProblem, report, vali
 from lcl_composer.config.environment import is_secret, noted_variables, secret_in
 from lcl_composer.config.layers import Layers
 from lcl_composer.config.schema import RunConfig
-from lcl_composer.config.trial import Device, warmup_note
-from lcl_composer.config.yaml_file import Key, YamlFile, read_yaml, shown
+from lcl_composer.config.trial import Device, ema_note, warmup_note
+from lcl_composer.config.yaml_file import Key, YamlFile, problem_of, read_yaml, shown
 from lcl_composer.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -102,8 +102,8 @@ def compose(path: Path, overrides: Sequence[str] = (), device: Device | None = N
     values, problems, variables = _resolve(layers)
     run = validate(values, layers, problems, shown(Path(path)), device)
     sources = {".".join(key): source for key, source in layers.sources.items()}
-    warmup = warmup_note(run) if device else None
-    return ComposedConfig(run, sources, [*layers.dropped, *([warmup] if warmup else [])], variables)
+    notes = [note(run) for note in (warmup_note, ema_note)] if device else []
+    return ComposedConfig(run, sources, [*layers.dropped, *filter(None, notes)], variables)
 
 
 def _files(path: Path, chain: tuple[Path, ...]) -> Iterator[YamlFile]:
@@ -134,10 +134,14 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"{COMMAND_LINE}: {override!r} is no override; write a.b=value, or a.b=null to remove"
             )
+        if not text.strip():  # of a shell variable that is not set, which must not mean "the default"
+            raise ConfigError(
+                f"{COMMAND_LINE}: {override!r} has no value; write a.b=value, or a.b=null to remove"
+            )
         try:
             value = parse_yaml(text)
         except YAMLError as error:
-            reason = str(error).splitlines()[0]
+            reason = problem_of(error)
             raise ConfigError(f"{COMMAND_LINE}: {override!r} cannot be read: {reason}") from error
         for part in reversed(key):
             value = {part: value}
@@ -182,12 +186,32 @@ def _resolve(layers: Layers) -> tuple[dict[str, Any], list[ConfigProblem], dict[
                 variables.setdefault(variable, []).append(".".join(key))
         if secret := _secret(value, read):
             problems.append(ConfigProblem(where, key, f"holds {secret}, {_NO_SECRETS}"))
+        elif isinstance(value, str) and (written := _FOR_A_SHELL.match(value)):
+            name = written[1] or "HOME"
+            problems.append(
+                ConfigProblem(
+                    where, key, f"{written[0]} stands for nothing here; write ${{oc.env:{name}}}/..."
+                )
+            )
         return walk(value, raw, key) if isinstance(value, DictConfig | ListConfig) else value
 
     with noted_variables(read.append):
-        values = walk(OmegaConf.create(layers.values), layers.values, ())
+        values = walk(_parsed(layers), layers.values, ())
     return values, problems, variables
 
+
+def _parsed(layers: Layers) -> DictConfig:
+    """The values with their interpolations taken apart; raises ConfigError at one that is none."""
+    try:
+        return OmegaConf.create(layers.values)
+    except GrammarParseError as error:
+        key = tuple(re.findall(r"[^.\[\]]+", error.full_key or ""))
+        text = f"cannot be read: {_cause(error)}; ${{a.b}} is another setting's value, \\${{ the characters"
+        raise ConfigError(str(ConfigProblem(layers.source(key) or DEFAULT, key, text))) from error
+
+
+#: The beginning of a path that a shell would expand: else a folder of that very name is made.
+_FOR_A_SHELL = re.compile(r"~(?=/|$)|\$([A-Za-z_]\w*)(?=/|$)")
 
 #: Why a secret is refused, and what to do.
 _NO_SECRETS = (
@@ -209,4 +233,4 @@ def _item(raw: Any, name: Any) -> Any:
 def _cause(error: Exception) -> str:
     text = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "it refers to itself"
     unset = re.search(r"Environment variable '(\w+)' not found", text)
-    return f"the environment variable {unset[1]} is not set; export it" if unset else text
+    return f"the environment variable {unset[1]} is not set, or empty; export it" if unset else text

@@ -45,21 +45,59 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
 
 
 class CoreLoader(yaml.SafeLoader):
-    """Reads the core schema; a key that stands twice in a mapping, or is no scalar, is refused."""
+    """Reads the core schema; a key that stands twice in a mapping, or is no scalar, is refused.
+
+    Keys are text as it is written, ``001`` no number 1. Types that JSON lacks, such as ``!!binary``, are
+    refused like any other tag.
+    """
 
     yaml_implicit_resolvers: ClassVar = _resolvers()
+    yaml_constructors: ClassVar = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag in (None, f"{_TAG}seq", f"{_TAG}map")
+    }
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping; raises ConstructorError at a key that is refused."""
-        seen: set[str] = set()
-        for key, _ in node.value:
+    def flatten_mapping(self, node: Any) -> None:
+        """Put in what ``<<`` merges; of a key that stands in several places the nearest counts.
+
+        PyYAML's own takes a later of two merged mappings, or by chance the first, for the nearer. A mapping
+        comes here for itself and for each that merges it.
+
+        Raises:
+            ConstructorError: At a key, or a merge, that is refused.
+        """
+        if getattr(node, "flat", False):
+            return
+        own: dict[str, tuple[Any, Any]] = {}
+        merged: list[tuple[Any, Any]] | None = None
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
-            if key.value in seen:
+            if key.value in own:
                 problem = f"found duplicate key {key.value}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+            own[key.value] = key, value
+            if key.tag == f"{_TAG}merge":
+                merged = self._pairs(value)
+            key.tag = f"{_TAG}str"
+        if merged is not None:
+            del own["<<"]
+            inner: dict[str, tuple[Any, Any]] = {}
+            for key, value in merged:
+                inner.setdefault(key.value, (key, value))
+            node.value = [pair for name, pair in inner.items() if name not in own] + [*own.values()]
+        node.flat = True
+
+    def _pairs(self, value: Any) -> list[tuple[Any, Any]]:
+        """What a ``<<`` stands before: the pairs of a mapping, or of several, the nearest first."""
+        sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                problem = "<< takes a mapping, or a list of them"
+                raise yaml.constructor.ConstructorError(None, None, problem, source.start_mark)
+            self.flatten_mapping(source)
+        return [pair for source in sources for pair in source.value]
 
 
 class CoreDumper(yaml.SafeDumper):
@@ -80,8 +118,17 @@ def _scalar(loader: CoreLoader, node: yaml.ScalarNode) -> Any:
     raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {node.tag}", node.start_mark)
 
 
+def _text(loader: CoreLoader, node: yaml.ScalarNode) -> str:
+    """A string; half of a character, as ``"\\ud800"`` makes it, can be written to no file."""
+    text = str(loader.construct_scalar(node))
+    if re.search("[\ud800-\udfff]", text):
+        raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no text", node.start_mark)
+    return text
+
+
 for _kind in ("null", "bool", "int", "float"):
     CoreLoader.add_constructor(f"{_TAG}{_kind}", _scalar)
+CoreLoader.add_constructor(f"{_TAG}str", _text)
 
 
 def _string(dumper: CoreDumper, text: str) -> yaml.ScalarNode:

@@ -155,7 +155,10 @@ def _data_key(loc: tuple[int | str, ...], values: Any, missing: bool) -> Key:
     """Return the part of pydantic's location that is in the data: it appends the members of unions."""
     key: list[str] = []
     for part in loc:
-        inside = part in values if isinstance(values, dict) else isinstance(values, list)
+        if isinstance(values, list):
+            inside = isinstance(part, int) and part < len(values)
+        else:
+            inside = isinstance(values, dict) and part in values
         if not inside and not missing:
             break
         key.append(str(part))

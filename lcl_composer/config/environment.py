@@ -45,11 +45,18 @@ def secret_in(text: str) -> str:
 
 @contextmanager
 def noted_variables(note: Callable[[str], None]) -> Iterator[None]:
-    """Hand each NAME of ``${oc.env:NAME}`` that the body resolves to ``note``; secrets come out empty."""
+    """Hand each NAME of ``${oc.env:NAME}`` that the body resolves to ``note``; secrets come out empty.
+
+    An empty variable is one that is not set: with it ``${oc.env:SCRATCH}/runs`` would be ``/runs``.
+    """
 
     def read(name: str, *default: Any) -> Any:
         note(name)
-        return "" if is_secret(name) else oc.env(name, *default)
+        if is_secret(name):
+            return ""
+        if not default and os.environ.get(name) == "":
+            raise KeyError(f"Environment variable '{name}' not found")
+        return oc.env(name, *default)
 
     _resolve_by(read)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lcl_composer.config.compose import ComposedConfig
@@ -14,6 +15,8 @@ from lcl_composer.registry import callbacks, methods
 _PRETRAINED = ("pretrained", "weights", "folder", "path", "model")
 #: Those of callbacks and evaluations that name a folder of images.
 _IMAGES = ("train", "val", "images")
+#: Evaluations whose images are made where the documents are, and the parameter that names a folder of them.
+MADE_IMAGES = {"probe": "train", "zero_shot": "images"}
 #: Variables that say where a tracker sends to; both have a default or a setting.
 _TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_BASE_URL"}
 #: What the callback ``notify`` does, and the variable that it has it from.
@@ -73,6 +76,12 @@ def _written(run: RunConfig) -> Iterator[str]:
         yield run.save_folder
     yield from (local for local, remote, made in _streams(run) if remote or made)
     yield from (spec["folder"] for _, spec in _observers(run) if spec.get("folder"))
+    yield from (spec["log_dir"] for spec in run.loggers.values() if spec.get("log_dir"))
+    if run.data.train.generate is not None:
+        if run.tokenizer.name == "bpe":
+            yield run.tokenizer.spec()["path"]
+        named = ((run.evaluation.get(name), key) for name, key in MADE_IMAGES.items())
+        yield from (str(Path(spec[key]).parent) for spec, key in named if spec)
 
 
 def _observers(run: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -32,11 +32,11 @@ _DURATION = rf"^{_WHOLE}(ep|ba|sp|tok)$"
 _INTERVAL = rf"^({_WHOLE}(ep|ba|sp|tok|sec)|(0?\.\d*[1-9]\d*|1|1\.0*)dur)$"
 
 
-def _time(pattern: str, examples: str) -> Any:
-    """A string of Composer's time, of the units that it takes in this place."""
+def _text_of(pattern: str, examples: str) -> Any:
+    """A string of a pattern, which is said in words."""
 
     def check(value: Any) -> Any:
-        if not isinstance(value, str) or not re.match(pattern, value):
+        if not isinstance(value, str) or not re.match(pattern, value) or value.endswith("\n"):
             raise ValueError(f"should be {examples}, got {value!r}")
         return value
 
@@ -44,12 +44,17 @@ def _time(pattern: str, examples: str) -> Any:
 
 
 if TYPE_CHECKING:
-    Duration = Interval = str
+    Duration = Interval = Name = str
 else:
+    #: Of a run, and of its folder.
+    Name = _text_of(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
+        "a text of letters from a to z, digits, '.', '_' and '-', first a letter or a digit, 200 at most",
+    )
     #: How long: a whole number of epochs, batches, samples or tokens.
-    Duration = _time(_DURATION, "a whole number of ep, ba, sp or tok, such as 3ep or 2000ba")
+    Duration = _text_of(_DURATION, "a whole number of ep, ba, sp or tok, such as 3ep or 2000ba")
     #: How often: that, or seconds, or a share of the run.
-    Interval = _time(_INTERVAL, "a whole number of ep, ba, sp, tok or sec, or a share such as 0.1dur")
+    Interval = _text_of(_INTERVAL, "a whole number of ep, ba, sp, tok or sec, or a share such as 0.1dur")
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -265,7 +270,7 @@ class ActivationCheckpointingConfig(Section):
 class RunConfig(Section):
     """One training run, complete and checked."""
 
-    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    run_name: Name
     """Name of the run; its files go to runs/<run_name>."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Seed of the weights, the data's random draws and the layout."""
@@ -340,6 +345,8 @@ class RunConfig(Section):
         folder = value.replace("{run_name}", str(info.data.get("run_name")))
         if "{" in folder or "}" in folder:
             raise ValueError(f"takes {{run_name}} and no other braces, got {value!r}")
+        if not folder.strip():
+            raise ValueError("is empty; name a folder, or null for runs/NAME/checkpoints")
         return folder
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lcl_composer.config.schema import RunConfig, StreamConfig
 from lcl_composer.config.yaml_file import Key
-from lcl_composer.errors import one_line
+from lcl_composer.errors import ConfigError, one_line
 from lcl_composer.json_data import load_json
 from lcl_composer.registry import algorithms, callbacks, loggers, methods, optimizers, schedulers
 
@@ -27,6 +27,17 @@ Device = Literal["cpu", "gpu"]
 
 #: Batches of an epoch where the number of documents is not known: enough to try units on.
 _SOME_BATCHES = 1000
+#: What Composer divides by, or counts down, in mid-run and looks at nowhere before: the least it takes.
+_LEAST = {
+    ("callbacks", "memory_monitor", "dist_aggregate_batch_interval"): 1,
+    ("callbacks", "optimizer_monitor", "batch_log_interval"): 1,
+    ("callbacks", "runtime_estimator", "skip_batches"): 0,
+    ("callbacks", "speed_monitor", "gpu_flops_available"): 1,
+    ("callbacks", "speed_monitor", "window_size"): 1,
+    ("loggers", "tensorboard", "flush_interval"): 1,
+}
+#: Share of the average at the end of a run from which on the weights of before it are too much of it.
+_STALE = 0.1
 #: Below this share of `optimizer.lr` at its highest, a schedule has not come out of its warm-up.
 _PEAK = 0.9
 
@@ -63,7 +74,11 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
         for name in ("param_dtype", "reduce_dtype"):
             if getattr(fsdp, name) != "fp32":
                 yield ("parallelism", "fsdp", name), "bf16 needs a GPU and this run has none; use fp32"
-    yield from _refusals(("optimizer",), optimizers, run.optimizer.spec(), params=_parameters())
+    for (section, name, parameter), least in _LEAST.items():
+        value = getattr(run, section).get(name, {}).get(parameter)
+        if value is not None and value < least:
+            yield (section, name, parameter), f"is {value}, must be at least {least}"
+    yield from _optimizer_problems(run, device)
     refused = list(_refusals(("scheduler",), schedulers, run.scheduler.spec()))
     yield from refused or _schedule_problems(run)
     # Not the evaluations: they open folders that the run may yet make.
@@ -96,17 +111,44 @@ def _refusals(key: Key, table: Any, spec: dict[str, Any], **injected: Any) -> It
         yield key, one_line(error)
 
 
-def _parameters() -> list[Any]:
-    from torch import nn
+def _optimizer_problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
+    """What the optimizer says to its settings, or to a step on one parameter."""
+    import torch
 
-    return [nn.Parameter()]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    spec = run.optimizer.spec()
+    if device == "gpu":
+        spec.pop("capturable", None)  # is for a GPU, which this machine may lack
+    try:
+        optimizer = optimizers.build(spec, params=[parameter])
+    except ConfigError as error:
+        yield ("optimizer",), one_line(error)
+        return
+    try:
+        optimizer.step()
+    except Exception as error:  # of any library
+        yield ("optimizer",), f"with these settings a step fails: {one_line(error)}"
 
 
 def _schedule_problems(run: RunConfig) -> Iterator[tuple[Key, str]]:
-    try:
-        schedulers.build(run.scheduler.spec())(_state(run, _SOME_BATCHES))
-    except Exception as error:
-        yield ("scheduler",), f"does not go with max_duration {run.max_duration}: {one_line(error)}"
+    """What the schedule says on the way, for any length of an epoch that the run may have."""
+    known = _batches_an_epoch(run)
+    for name in ("t_warmup", "t_max"):
+        if str(run.scheduler.spec().get(name, "")).startswith("-"):
+            yield ("scheduler", name), "must not be negative"
+            return
+    problem = ""
+    for batches in [known] if known else [1, _SOME_BATCHES, _SOME_BATCHES**2]:
+        try:
+            lowest = min(_multipliers(run, schedulers.build(run.scheduler.spec()), batches))
+        except Exception as error:
+            problem = f"does not go with max_duration {run.max_duration}: {one_line(error)}"
+            continue
+        if lowest >= 0:
+            return
+        problem = f"makes the learning rate negative, {lowest:g} times optimizer.lr"
+    yield ("scheduler",), problem
 
 
 def _state(run: RunConfig, batches: int) -> State:
@@ -140,6 +182,39 @@ def warmup_note(run: RunConfig) -> str | None:
         f"the run ends in its warm-up: the learning rate comes to {highest:.1%} of optimizer.lr; "
         f"shorten scheduler.t_warmup or lengthen max_duration ({run.max_duration})"
     )
+
+
+def ema_note(run: RunConfig) -> str | None:
+    """Return a line if the average of the weights is largely of before training; None if not, or unknown."""
+    from composer.core import Time
+
+    if "ema" not in run.algorithms:
+        return None
+    settings = algorithms.settings({"name": "ema", **run.algorithms["ema"]})
+    keys = ("half_life", "begin", "update_interval")
+    half_life, begin, interval = (Time.from_timestring(settings[key]).value for key in keys)
+    batches = _batches(run)
+    if batches is None or batches <= begin:
+        return None
+    share = 2 ** (-(batches // interval * interval - begin) / half_life)
+    if share <= _STALE:
+        return None
+    return (
+        f"algorithms.ema: at the end of the run {share:.0%} of the average will be the weights of batch "
+        f"{begin}; shorten half_life ({settings['half_life']}) or let it begin later"
+    )
+
+
+def _batches(run: RunConfig) -> int | None:
+    """Return the batches of the run, or None where they are not known."""
+    from composer.core import Time, TimeUnit
+
+    total, in_epoch = Time.from_timestring(run.max_duration), _batches_an_epoch(run)
+    if total.unit == TimeUnit.EPOCH:
+        return total.value * in_epoch if in_epoch else None
+    if total.unit == TimeUnit.SAMPLE:
+        return -(-total.value // run.global_train_batch_size)
+    return total.value if total.unit == TimeUnit.BATCH else None
 
 
 def _multipliers(

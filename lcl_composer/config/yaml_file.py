@@ -40,6 +40,14 @@ def shown(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
+def problem_of(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a YAML, on one line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or not error.problem:
+        return str(error).splitlines()[0]
+    # The end of a sentence that the context begins?
+    return f"{error.context} {error.problem}" if error.problem.startswith("but ") else error.problem
+
+
 def read_yaml(path: Path) -> YamlFile:
     """Read a YAML file by YAML 1.2: ``1e-4`` is a number and ``on`` is none; duplicate keys are refused.
 
@@ -49,7 +57,7 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{shown(path)}: is over {MAX_BYTES >> 20} MiB; no experiment is")
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         content = parse_yaml(text)
         node = yaml.compose(text, Loader=CoreLoader)
         lines = dict(_lines(node)) if node else {}
@@ -59,9 +67,9 @@ def read_yaml(path: Path) -> YamlFile:
         raise ConfigError(f"{shown(path)}: is not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{shown(path)}:{line}: not valid YAML: {error.problem}") from error
+        raise ConfigError(f"{shown(path)}:{line}: not valid YAML: {problem_of(error)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{shown(path)}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{shown(path)}: not valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{shown(path)}: must be a mapping of keys to values")
     return YamlFile(path, content, lines)

@@ -143,6 +143,7 @@ def test_the_resolved_yaml_composes_to_the_same_run(tmp_path: Path) -> None:
         ("seed: 1\nextends: base.yaml\n", "experiment.yaml:2: extends: must be a list of files"),
         ("seed: 1\nseed: 2\n", "experiment.yaml:2: not valid YAML: found duplicate key"),
         ("a: [1\n", "experiment.yaml:2: not valid YAML"),
+        ("seed: 1\n---\nseed: 2\n", "experiment.yaml:2: not valid YAML: expected a single document in the "),
         ("- 1\n", "experiment.yaml: must be a mapping"),
     ],
 )
@@ -162,9 +163,28 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "optimizer.betas=[1"])
+@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "optimizer.betas=[1", "seed=", "seed= "])
 def test_broken_overrides_are_named(override: str) -> None:
     assert f"command line: {override!r}" in problems(BASE, override)
+
+
+def test_a_path_for_a_shell_is_refused() -> None:
+    assert problems(BASE, "save_folder=~/x") == (
+        "command line: save_folder: ~ stands for nothing here; write ${oc.env:HOME}/..."
+    )
+    assert "load_path: $SCRATCH stands for nothing here; write ${oc.env:SCRATCH}/..." in problems(
+        BASE, "load_path=$SCRATCH/x.pt"
+    )
+    assert compose(BASE, ["save_folder=a~/$x"]).run.save_folder == "a~/$x"
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LCL_EMPTY", "")
+    found = problems(BASE, "save_folder=${oc.env:LCL_EMPTY}/x")
+    assert (
+        "save_folder: cannot resolve ${oc.env:LCL_EMPTY}/x: the environment variable LCL_EMPTY is not"
+        in found
+    )
 
 
 def test_a_component_of_another_name_drops_the_parameters_of_the_old_one(tmp_path: Path) -> None:

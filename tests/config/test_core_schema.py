@@ -44,7 +44,18 @@ def test_scalars(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("a: 1\na: 2", "duplicate key a"), ("? [x]\n: 1", "must be a word"), ("!!int x", "is no")],
+    [
+        ("a: 1\na: 2", "duplicate key a"),
+        ("? [x]\n: 1", "must be a word"),
+        ("!!int x", "is no"),
+        ("a: !!binary aGk=", "could not determine a constructor for the tag"),
+        ("a: !!set {x, y}", "could not determine a constructor for the tag"),
+        ("a: !!timestamp 2020-01-01", "could not determine a constructor for the tag"),
+        ("<<: {a: 1}\n<<: {b: 1}", "duplicate key <<"),
+        ("<<: 3", "<< takes a mapping"),
+        ('a: "\\ud800"', "is no text"),
+        ("<<: [{a: 1}, 3]", "<< takes a mapping"),
+    ],
 )
 def test_refused(text: str, problem: str) -> None:
     with pytest.raises(yaml.MarkedYAMLError, match=problem):
@@ -53,6 +64,18 @@ def test_refused(text: str, problem: str) -> None:
 
 def test_merge_keys() -> None:
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}")["b"] == {"x": 1, "y": 2}
+    several = parse_yaml("a: &a {name: 1, z: 2}\nb: &b {name: 3, y: 4}\nc: {<<: [*a, *b], y: 5}")
+    assert [*several["c"].items()] == [("name", 1), ("z", 2), ("y", 5)]
+
+
+@pytest.mark.parametrize("key", ["k", "key"])
+def test_a_merge_of_a_merge_takes_the_nearest(key: str) -> None:
+    text = f"b: &b {{{key}: 1}}\nx:\n  a: &a {{<<: *b, {key}: 2}}\ny: {{<<: *a}}"
+    assert parse_yaml(text) == {"b": {key: 1}, "x": {"a": {key: 2}}, "y": {key: 2}}
+
+
+def test_keys_are_text_as_it_is_written() -> None:
+    assert parse_yaml("001: a\n1: b\ntrue: c\n1e3: d") == {"001": "a", "1": "b", "true": "c", "1e3": "d"}
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -137,7 +137,13 @@ def test_the_programs_own_parameters_are_refused() -> None:
         ("model.language_model.max_position_embeddings=77", "data.max_tokens: is 128, beyond"),
         ("global_train_batch_size=0", "should be greater than 0"),
         ("run_name=a/b", "run_name: "),
-        (f"run_name={'x' * 201}", "run_name: String should have at most 200 characters"),
+        (f"run_name={'x' * 201}", "run_name: should be a text of letters"),
+        ("run_name=17", "run_name: should be a text of letters"),
+        ('max_duration="8ba\\n"', "max_duration: should be a whole number"),
+        ("save_folder=''", "save_folder: is empty"),
+        ("data.crop_scale=[0.5]", "data.crop_scale.1: missing"),
+        ("load_path=${", "load_path: cannot be read: "),
+        ("data.train.local=a${b", "data.train.local: cannot be read: "),
     ],
 )
 def test_relations_between_settings(override: str, message: str) -> None:

@@ -55,3 +55,13 @@ def test_remotes_folders_and_caches_of_every_part(tmp_path: Path) -> None:
     assert {("writes into", "s3://theirs/tiny"), ("writes into", "/cache")} <= {*rows}
     places = {place for what, place in rows if what == "fetches or reads"}
     assert {"/images/train", "/images/val", "/images/test"} <= places
+
+
+def test_what_it_makes_beside_its_data_and_what_loggers_write(tmp_path: Path) -> None:
+    data = settings(tmp_path)["data"]
+    made = {"data": {**data, "train": data["train"] | {"generate": {"name": "shapes", "documents": 9}}}}
+    evaluation = {"probe": {"train": "/probe/train", "val": "/probe/val"}, "zero_shot": {"images": "/zero/x"}}
+    rows = reached(tmp_path, evaluation=evaluation, loggers={"tensorboard": {"log_dir": "/logs"}}, **made)
+    places = {place for what, place in rows if what == "writes into"}
+    assert {str(tmp_path / "tokenizer.json"), "/probe", "/zero", "/logs"} <= places
+    assert not {"/probe", "/zero"} & {place for what, place in reached(tmp_path, evaluation=evaluation)}

@@ -39,6 +39,41 @@ def problem(*overrides: str, device: Device = "cpu") -> str:
         ("optimizer.lr=-1.0", "optimizer: optimizer 'adamw': Invalid learning rate"),
         ("callbacks.retrieval={every: 3x}", "callbacks.retrieval: callback 'retrieval': Invalid time string"),
         ("algorithms.ema={half_life: 3x}", "algorithms.ema: algorithm 'ema': Invalid time string: 3x"),
+        ("scheduler.alpha_f=-1.0", "scheduler: makes the learning rate negative, -1 times optimizer.lr"),
+        (
+            "scheduler={name: constant, alpha: -0.5}",
+            "scheduler: makes the learning rate negative, -0.5 times",
+        ),
+        (
+            "scheduler={name: polynomial_with_warmup, t_warmup: 2ba, power: -1.0}",
+            "scheduler: does not go with max_duration 7ep: 0.0 cannot be raised to a negative power",
+        ),
+        ("scheduler.t_warmup=-4ba", "scheduler.t_warmup: must not be negative"),
+        ("scheduler.t_max=100ba", "scheduler: does not go with max_duration 7ep: t_max"),
+        ("optimizer={name: adam, capturable: true}", "optimizer: with these settings a step fails: If ca"),
+        ("optimizer={name: adam, differentiable: true}", "optimizer: with these settings a step fails: a l"),
+        ("callbacks.speed_monitor.window_size=0", "speed_monitor.window_size: is 0, must be at least 1"),
+        ("callbacks.optimizer_monitor={batch_log_interval: 0}", "batch_log_interval: is 0, must be at least"),
+        ("callbacks.runtime_estimator={skip_batches: -1}", "skip_batches: is -1, must be at least 0"),
+        ("loggers.tensorboard={flush_interval: 0}", "tensorboard.flush_interval: is 0, must be at least 1"),
+        (
+            "callbacks.retrieval={every: 0ba}",
+            "callbacks.retrieval: callback 'retrieval': every '0ba' must be",
+        ),
+        ("callbacks.attention_maps={images: 0}", "images 0 must be at least 1"),
+        ("callbacks.feature_health={collapse_share: 2.0}", "collapse_share 2.0 a share"),
+        (
+            "callbacks.early_stopper={monitor: contrastive, patience: 1sec}",
+            "callbacks.early_stopper: callback 'early_stopper': patience '1sec' must be in ep or ba",
+        ),
+        (
+            "algorithms.contrastive_weight={start: 0, end: 1, until: 5sec}",
+            "until '5sec' must be in ep, ba, sp",
+        ),
+        (
+            "algorithms.ema={begin: 5ba, update_interval: 2ba}",
+            "begin '5ba' must be a multiple of update_inte",
+        ),
         ("data.eval=null", "evaluation.retrieval: searches held-out documents; set data.eval"),
     ],
 )
@@ -109,3 +144,32 @@ def test_an_epoch_of_unknown_length_is_not_judged(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"max_duration": "2ep", "scheduler": {"name": "linear_with_warmup"}}
     changes["scheduler"]["t_warmup"] = "40ba"
     assert compose(write_yaml(tmp_path, settings(tmp_path / "absent", **changes)), [], "cpu").notes == []
+
+
+@pytest.mark.parametrize(
+    ("max_duration", "ema", "share"),
+    [
+        ("8ba", {}, "99%"),
+        ("1024sp", {"half_life": "16ba"}, "25%"),
+        ("1ep", {"half_life": "96ba"}, "25%"),
+        ("8ba", {"half_life": "1ba", "update_interval": "100ba"}, "100%"),
+        ("8ba", {"half_life": "2ba"}, None),
+        ("8ba", {"begin": "8ba"}, None),
+        ("7ep", {"half_life": "100ba"}, None),
+    ],
+)
+def test_an_average_that_is_largely_of_before_training_is_noted(
+    max_duration: str, ema: dict[str, str], share: str | None
+) -> None:
+    """Of the quickstart's 192 batches an epoch, 32 documents each."""
+    overrides = [f"max_duration={max_duration}", f"algorithms.ema={ema}", "scheduler={name: constant}"]
+    notes = [note for note in compose(QUICKSTART, overrides, "cpu").notes if "algorithms.ema" in note]
+    assert [f"{share} of the average will be the weights of batch 0" in note for note in notes] == (
+        [True] if share else []
+    )
+
+
+def test_a_schedule_in_batches_of_a_run_in_epochs_of_unknown_length_is_not_judged(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"max_duration": "7ep", "scheduler": {"name": "cosine_with_warmup"}}
+    changes["scheduler"] |= {"t_warmup": "2ba", "t_max": "1344ba"}
+    assert compose(write_yaml(tmp_path, settings(tmp_path / "absent", **changes)), [], "cpu")
