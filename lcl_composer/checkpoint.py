@@ -129,13 +129,27 @@ def _load(path: str | Path) -> dict[str, Any]:
     if is_sharded(Path(path)):
         return read_sharded(Path(path), without=("state.optimizers.", "rng."))
     if not Path(path).is_file():
-        raise DataError(f"checkpoint {path}: no such file")
+        raise DataError(f"checkpoint {path}: {_instead_of_a_file(Path(path))}")
+    if Path(path).suffix == ".safetensors":
+        raise DataError(
+            f"checkpoint {path}: holds weights alone and is no checkpoint of a run; an exported encoder goes "
+            "into model.encoder: {name: exported, folder: ...}"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by kind of damage
         raise DataError(
             f"checkpoint {path}: cannot be read, it is truncated or holds code: {one_line(error)}"
         ) from error
+
+
+def _instead_of_a_file(path: Path) -> str:
+    """What lies where a checkpoint was to be, and which there is near."""
+    if not path.is_dir():
+        return "no such file"
+    found = [file for folder in (path, path / "checkpoints") for file in folder.glob("ep*-rank0.pt")]
+    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    return f"is a folder; name a checkpoint in it{f', such as {newest}' if newest else ''}"
 
 
 def read_begun(path: str | Path) -> Begun:

@@ -45,6 +45,12 @@ _APPLIED = {
     r"data\.max_bad_fraction|save_\w+|autoresume|progress_bar|log_to_console|dist_timeout": "from here on",
 }
 
+#: Settings that act on training alone: with no batch left to train they are in force nowhere.
+_TRAINS = (
+    r"seed|global_train_batch_size|device_train_microbatch_size|(optimizer|scheduler|algorithms)\..*|"
+    r"model\..*(drop|dropout|drop_rate|pdrop|drop_path_rate)"
+)
+
 #: What any other setting makes of the run.
 _REFUSED = {
     r"model\..*": "another architecture",
@@ -78,6 +84,11 @@ class Change:
         if self.key == "load_path" and self.now is None:
             return "the run goes on from its own checkpoint either way"
         return next((text for key, text in _APPLIED.items() if re.fullmatch(key, self.key)), None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it acts on training alone."""
+        return re.fullmatch(_TRAINS, self.key) is not None
 
     @property
     def makes(self) -> str:
@@ -143,8 +154,25 @@ def digest_of_tokenizer(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def check_ended(path: str, found: Iterable[Change]) -> None:
+    """Refuse settings that a run whose last batch is trained would record, and not have been trained with.
+
+    Raises:
+        DataError: Names them, in a line.
+    """
+    if idle := [_values(change) for change in found if change.trains]:
+        raise DataError(
+            f"checkpoint {path}: training has ended, and {', '.join(idle)}: no batch would be trained so; "
+            "set that back, raise max_duration, or choose another run_name"
+        )
+
+
 def _refusal(change: Change) -> str:
-    return f"{change.makes} ({change.key} is {_shown(change.before)} there and {_shown(change.now)} here)"
+    return f"{change.makes} ({_values(change)})"
+
+
+def _values(change: Change) -> str:
+    return f"{change.key} is {_shown(change.before)} there and {_shown(change.now)} here"
 
 
 def _place(settings: Mapping[str, Any], key: str) -> str:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from lcl_composer.checkpoint import Begun, check_whole, read_begun
 from lcl_composer.errors import DataError, LCLError
+from lcl_composer.json_data import load_json
 from lcl_composer.remote_checkpoints import RemoteCheckpoints
 
 log = logging.getLogger(__name__)
@@ -172,11 +173,12 @@ class RunFolder:
         """Keep the metrics of a launch that came to no checkpoint; refuse if one has been lost."""
         note = self.folder / _NEWEST
         if note.is_file():
-            newest = json.loads(note.read_text())
+            newest = _read(note)
             raise LCLError(
-                f"{self.folder} was trained to batch {newest['batch']}, and its checkpoint "
-                f"{newest['path']} is not in save_folder {self.checkpoints}: set save_folder back or bring "
-                f"the checkpoint there; to begin anew choose another run_name, or remove {self.folder}"
+                f"{self.folder} was trained to batch {newest.get('batch', '?')}, and its checkpoint "
+                f"{newest.get('path', '(unknown)')} is not in save_folder {self.checkpoints}: set "
+                "save_folder back or bring the checkpoint there; to begin anew choose another run_name, or "
+                f"remove {self.folder}"
             )
         metrics = self.folder / _METRICS
         if not metrics.is_file() or not metrics.stat().st_size:
@@ -186,8 +188,7 @@ class RunFolder:
                 f"autoresume is false, and {metrics} lies there: the run would start at 0 and overwrite it; "
                 f"choose another run_name, or remove {self.folder}"
             )
-        number = 1 + len(list(self.folder.glob("metrics.*.jsonl")))
-        kept = metrics.rename(self.folder / f"metrics.{number}.jsonl")
+        kept = metrics.rename(next_free(self.folder / "metrics.{}.jsonl"))
         return [
             f"{self.name} was stopped before its first checkpoint and begins again; {kept} has its metrics"
         ]
@@ -211,7 +212,7 @@ class RunFolder:
     def finished(self, batch: int, evaluation: dict[str, Any]) -> bool:
         """Whether the run was finished after ``batch`` batches, measured so, and has its results yet."""
         try:
-            mark = json.loads((self.folder / _FINISHED).read_text())
+            mark = load_json((self.folder / _FINISHED).read_text())
             same = (mark["batch"], mark["evaluation"]) == (batch, evaluation)
             return same and all((self.folder / name).exists() for name in mark["results"])
         except (OSError, ValueError, LookupError, TypeError):
@@ -228,7 +229,7 @@ class RunFolder:
             DataError: Names, in a line, the settings whose files changed.
         """
         try:
-            mark = json.loads((self.folder / _FINISHED).read_text())
+            mark = load_json((self.folder / _FINISHED).read_text())
             before, same = dict(mark.get("inputs", {})), mark.get("evaluation") == evaluation
         except (OSError, ValueError, TypeError, AttributeError):
             return
@@ -238,6 +239,25 @@ class RunFolder:
                 f"{self.folder} is finished, and what {', '.join(other)} names has changed since: bring that "
                 "back, or remove the folder to train anew"
             )
+
+
+def next_free(path: Path) -> Path:
+    """The first of ``path`` with 1, 2, ... in place of ``{}`` that is behind all that are there.
+
+    Counting them would give the number of another where one in between was removed.
+    """
+    pattern = re.compile(re.escape(path.name).replace(r"\{\}", r"(\d+)"))
+    found = [pattern.fullmatch(name) for name in os.listdir(path.parent)] if path.parent.is_dir() else []
+    return path.with_name(path.name.format(1 + max((int(match[1]) for match in found if match), default=0)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON mapping; empty where the file is damaged."""
+    try:
+        found = load_json(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -109,6 +109,7 @@ def run_to_end(trainer: Trainer, run: RunFolder, config: RunConfig) -> None:
                 print(
                     f"{run.name} was trained to its end ({state.timestamp.batch}); what is missing is made up"
                 )
+                contents.say_changes(int(state.timestamp.batch))
             make_up_end(trainer)
         else:
             trainer.fit()

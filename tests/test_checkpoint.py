@@ -108,3 +108,19 @@ def test_misfit_names_the_first_difference(tmp_path: Path):
 def test_missing_file(tmp_path: Path):
     with pytest.raises(DataError, match=r"nowhere\.pt: no such file"):
         read_model_state(tmp_path / "nowhere.pt")
+
+
+def test_what_is_named_in_place_of_a_checkpoint(tmp_path: Path):
+    with pytest.raises(DataError, match=r"is a folder; name a checkpoint in it$"):
+        read_model_state(tmp_path)
+    newest = tmp_path / "run/checkpoints/ep0-ba4-rank0.pt"
+    newest.parent.mkdir(parents=True)
+    newest.touch()
+    for folder in (tmp_path / "run", newest.parent):
+        with pytest.raises(DataError, match=rf"is a folder; name a checkpoint in it, such as {newest}"):
+            read_model_state(folder)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        DataError, match=r"model\.safetensors: holds weights alone .* exported encoder goes into"
+    ):
+        read_model_state(tmp_path / "model.safetensors")

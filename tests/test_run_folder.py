@@ -125,6 +125,22 @@ def test_metrics_before_the_first_checkpoint_are_kept(tmp_path: Path):
         (note,) = run(tmp_path).find_start(autoresume=True).notes
         assert f"metrics.{number}.jsonl has its metrics" in note
         assert (folder / f"metrics.{number}.jsonl").read_text() == f'{{"step": {number}}}\n'
+    (folder / "metrics.1.jsonl").unlink()  # tidied up
+    (folder / "metrics.jsonl").write_text('{"step": 3}\n')
+    assert "metrics.3.jsonl has its metrics" in run(tmp_path).find_start(autoresume=True).notes[0]
+    assert (folder / "metrics.2.jsonl").read_text() == '{"step": 2}\n'
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", "[" * 100_000])
+def test_damaged_notes_are_no_traceback(tmp_path: Path, text: str):
+    folder = run(tmp_path)
+    folder.folder.mkdir(parents=True)
+    for name in ("newest_checkpoint.json", "finished.json"):
+        (folder.folder / name).write_text(text)
+    assert not folder.finished(6, {})
+    folder.check_inputs({}, {"load_path": "1"})
+    with pytest.raises(LCLError, match=r"was trained to batch \?, and its checkpoint \(unknown\) is not in"):
+        folder.find_start(autoresume=True)
 
 
 def test_another_runs_checkpoints_are_not_taken_over(tmp_path: Path):

@@ -11,7 +11,7 @@ from composer.utils import dist
 
 from lcl_composer.checkpoint import Begun
 from lcl_composer.errors import DataError
-from lcl_composer.resume import Change, check_resume, table
+from lcl_composer.resume import Change, check_ended, check_resume, table
 from lcl_composer.run_folder import Start
 
 
@@ -29,6 +29,7 @@ class CheckpointContents(Callback):
     def __init__(self, now: Begun | None = None, start: Start | None = None) -> None:
         self.now, self.start = now, start or Start()
         self.algorithms: list[str] = []
+        self.changes: list[Change] = []
         self._loaded: Begun | None = None
         self._state: State | None = None
         self._fresh: list[list[dict[str, Any]]] = []
@@ -36,9 +37,13 @@ class CheckpointContents(Callback):
     @property
     def ended(self) -> bool:
         """Whether the training that is resumed had ended, and the YAML asks for no more."""
-        if self._loaded is None or self.now is None or not self._loaded.ended:
+        if self._loaded is None or self.now is None:
             return False
-        return self._loaded.settings["max_duration"] == self.now.settings["max_duration"]
+        state = self._state
+        if state is not None and state.max_duration is not None and state.timestamp >= state.max_duration:
+            return True
+        then, now = (settings.get("max_duration") for settings in (self._loaded.settings, self.now.settings))
+        return self._loaded.ended and then == now
 
     def init(self, state: State, logger: Logger) -> None:
         """Note the algorithms' names."""
@@ -84,19 +89,26 @@ class CheckpointContents(Callback):
         Raises:
             DataError: If there is one that cannot change in mid-run.
         """
-        notes, changes = list(self.start.notes), []
+        notes = list(self.start.notes)
         if self._loaded and self.now:
             where = self.start.path or "of the save_folder"
-            changes = check_resume(where, self._loaded, self.now)
+            self.changes = check_resume(where, self._loaded, self.now)
+            if self.ended:
+                check_ended(where, self.changes)
             if not self._loaded.settings:
                 notes.append(f"checkpoint {where} does not say its settings: they are not compared")
-        if any(_moves_learning_rate(change) for change in changes):
+        if any(_moves_learning_rate(change) for change in self.changes):
             self._put_in_force(state)
         if dist.get_global_rank() == 0:
             for note in notes:
                 print(f"note: {note}")
-            if changes and self.now:
-                print(table(self.now.run_name, int(state.timestamp.batch), changes), flush=True)
+            if not self.ended:
+                self.say_changes(int(state.timestamp.batch))
+
+    def say_changes(self, batch: int) -> None:
+        """Print the changed settings that are in force from here on; of a finished run none is."""
+        if self.changes and self.now:
+            print(table(self.now.run_name, batch, self.changes), flush=True)
 
     def _put_in_force(self, state: State) -> None:
         """Give the optimizer the YAML's settings, and the learning rate that the schedule has here."""

@@ -11,7 +11,7 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from lcl_composer.report.metrics_file import cut_after, format_line
+from lcl_composer.report.metrics_file import cut_after, format_line, last_step
 
 
 class JsonLinesLogger(LoggerDestination):
@@ -45,10 +45,18 @@ class JsonLinesLogger(LoggerDestination):
                 self.pending[name] = int(value) if isinstance(value, Integral) else float(value)
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """Cut the file at the batch that training continues from."""
-        if dist.get_global_rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut_after(self.path, int(state.timestamp.batch))
+        """Cut the file at the batch that training continues from; say what it lacks before that."""
+        if dist.get_global_rank() != 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        batch = int(state.timestamp.batch)
+        cut_after(self.path, batch)
+        if (last := last_step(self.path)) < batch:
+            print(
+                f"note: {self.path} ends at batch {last}, and the checkpoint is of batch {batch}: what was "
+                "logged in between is in no curve, and not in the losses of the start",
+                flush=True,
+            )
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """Write what was logged since the last batch ended."""

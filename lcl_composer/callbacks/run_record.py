@@ -12,6 +12,7 @@ from composer.utils import dist
 from lcl_composer.callbacks.launches import Tracker
 from lcl_composer.config.core_schema import parse_yaml
 from lcl_composer.report.environment import describe_environment
+from lcl_composer.run_folder import next_free
 
 _FILES = ("config.yaml", "environment.json", "code.patch")
 
@@ -21,9 +22,9 @@ class RunRecord(Callback):
 
     Loggers that keep settings get them too.
 
-    Rank 0 writes before training starts, once a checkpoint is accepted: a launch that is refused leaves the
-    record as it was. A later launch into the same folder (a resume) moves the record it
-    finds to ``launches/1``, ``launches/2``, ... so that the files at the top are those of the latest launch.
+    Rank 0 writes when training, or the making up of its end, starts: a launch that is refused, or finds the
+    run finished, leaves the record as it was. A later launch into the same folder (a resume) moves the record
+    it finds to ``launches/1``, ``launches/2``, ... so that the files at the top are those of the latest.
 
     Args:
         folder: The run folder, ``runs/NAME``; created if absent.
@@ -34,7 +35,7 @@ class RunRecord(Callback):
         self.folder = Path(folder)
         self.config = config
 
-    def after_load(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: State, logger: Logger) -> None:
         """Write the record (rank 0)."""
         if dist.get_global_rank() != 0:
             return
@@ -55,8 +56,7 @@ class RunRecord(Callback):
         found = [self.folder / name for name in _FILES if (self.folder / name).exists()]
         if not found:
             return
-        launches = self.folder / "launches"
-        place = launches / str(1 + len(list(launches.glob("*"))))
+        place = next_free(self.folder / "launches" / "{}")
         place.mkdir(parents=True)
         for file in found:
             file.rename(place / file.name)

@@ -86,23 +86,29 @@ def take(run: str | Path, weights: Weights = "trained") -> Taken:
 def _newest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run folder, wherever its ``save_folder`` was."""
     config = run / "config.yaml"
+    refuse_links(run, [config, run / "checkpoints"])
+    if found := _newest_in(run / "checkpoints"):
+        return found
     if not config.is_file():
         raise DataError(
             f"export: {run} is neither a run folder (no config.yaml) nor a checkpoint nor an exported encoder"
         )
-    refuse_links(run, [config, run / "checkpoints"])
     named = read_yaml(config).content.get("save_folder")
-    for folder in (run / "checkpoints", *([Path(str(named))] if named else [])):
-        found: list[Path] = [item.path for item in RunFolder(run.name, run, str(folder)).found()]
-        found = found or sorted(
-            (p for p in folder.glob("ep*") if is_sharded(p)), key=lambda p: p.stat().st_mtime
-        )
-        if found:
-            refuse_links(folder, [found[-1]])
-            if leads_out(folder, run):
-                print(f"note: export: {found[-1]}, in the save_folder that {config} names", flush=True)
-            return found[-1]
+    if named and (found := _newest_in(Path(str(named)))):
+        if leads_out(found.parent, run):
+            print(f"note: export: {found}, in the save_folder that {config} names", flush=True)
+        return found
     raise DataError(f"export: {run} has no checkpoint (save_folder {named}); name the checkpoint itself")
+
+
+def _newest_in(folder: Path) -> Path | None:
+    """The newest checkpoint directly in a folder, None if there is none."""
+    found: list[Path] = [item.path for item in RunFolder("", folder, str(folder)).found()]
+    found = found or sorted((p for p in folder.glob("ep*") if is_sharded(p)), key=lambda p: p.stat().st_mtime)
+    if not found:
+        return None
+    refuse_links(folder, [found[-1]])
+    return found[-1]
 
 
 def _of_folder(folder: Path, weights: Weights) -> Taken:

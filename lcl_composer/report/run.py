@@ -201,6 +201,10 @@ def _note_progress(run: Run) -> None:
     if not run.finished:
         where = f"batch {step:,}, epoch {run.last.get('epoch', 0)}{of}" if run.rows else f"before batch 1{of}"
         run.notes.append(f"unfinished: its metrics end at {where}; its last values are not final")
+    if run.rows and (first := run.rows[0]["step"]) > 1:
+        run.notes.append(
+            f"its metrics begin at batch {first:,}: curves, and losses at the start, lack those before"
+        )
     if run.launches > 1:
         run.notes.append(f"launched {run.launches} times; settings and environment are the latest launch's")
     losses = [key for key in run.keys if key.startswith("loss/train/")]

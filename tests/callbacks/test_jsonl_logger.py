@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from composer.core import Callback
+from composer.core import Callback, Timestamp
 
 from lcl_composer.callbacks.jsonl_logger import JsonLinesLogger
 from lcl_composer.callbacks.training_metrics import TrainingMetrics
@@ -47,6 +48,19 @@ def test_one_line_a_batch_under_the_number_of_batches_done(tmp_path: Path) -> No
     assert rows[2]["throughput/images_per_sec"] == pytest.approx(
         12 / (rows[2]["seconds"] - rows[0]["seconds"]), rel=0.2
     )
+
+
+def test_batches_that_the_file_lacks_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, state = tmp_path / "metrics.jsonl", SimpleNamespace(timestamp=Timestamp(batch=3))
+    for there, said in ((3, ""), (5, ""), (2, "ends at batch 2, and the checkpoint is of batch 3")):
+        path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, there + 1)) + '{"step": 9, "lo')
+        JsonLinesLogger(path).after_load(state, None)  # type: ignore[arg-type]
+        out = capsys.readouterr().out
+        assert said in out
+        assert bool(said) == bool(out)
+    path.unlink()
+    JsonLinesLogger(path).after_load(state, None)  # type: ignore[arg-type]
+    assert "ends at batch 0, and the checkpoint is of batch 3" in capsys.readouterr().out
 
 
 def test_a_line_is_on_disk_when_its_batch_ends(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,8 @@ def repository(tmp_path: Path) -> Path:
 def test_the_record_is_there_before_the_first_batch(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     trainer = make_trainer([RunRecord(folder, "seed: 17\n")])
+    assert not folder.exists(), "a launch that finds the run finished is none"
+    trainer.fit()
     assert (folder / "config.yaml").read_text() == "seed: 17\n"
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["packages"]["mosaicml"]
@@ -41,12 +44,20 @@ def test_the_record_is_there_before_the_first_batch(tmp_path: Path) -> None:
 
 
 def test_a_later_launch_moves_the_record_it_finds(tmp_path: Path) -> None:
-    for text in ("seed: 1\n", "seed: 2\n", "seed: 3\n"):
-        RunRecord(tmp_path, text).after_load(SimpleNamespace(), SimpleNamespace(destinations=()))  # type: ignore[arg-type]
+    def launch(seed: int) -> None:
+        record = RunRecord(tmp_path, f"seed: {seed}\n")
+        record.fit_start(SimpleNamespace(), SimpleNamespace(destinations=()))  # type: ignore[arg-type]
+
+    for seed in (1, 2, 3):
+        launch(seed)
     assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
     assert (tmp_path / "launches/1/config.yaml").read_text() == "seed: 1\n"
     assert (tmp_path / "launches/2/config.yaml").read_text() == "seed: 2\n"
     assert (tmp_path / "launches/2/environment.json").exists()
+    shutil.rmtree(tmp_path / "launches/1")  # tidied up
+    launch(4)
+    assert (tmp_path / "launches/2/config.yaml").read_text() == "seed: 2\n"
+    assert (tmp_path / "launches/3/config.yaml").read_text() == "seed: 3\n"
 
 
 def test_run_folder_without_a_record() -> None:
