@@ -9,7 +9,9 @@ set -euo pipefail
 : "${GPUS:=all}"      # all, a number, or none
 : "${SHM_SIZE:=16g}"  # Docker's 64 MB are too few for the data loaders and NCCL
 : "${GRACE:=300}"     # seconds to finish a batch and write a checkpoint
-SECRETS=(WANDB_API_KEY WANDB_MODE MLFLOW_TRACKING_URI AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY HF_TOKEN)
+SECRETS=(WANDB_API_KEY WANDB_MODE WANDB_BASE_URL MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD
+  MLFLOW_TRACKING_TOKEN AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN S3_ENDPOINT_URL HF_TOKEN
+  LCL_NOTIFY_COMMAND LCL_NOTIFY_WEBHOOK)
 
 if [ $# -eq 0 ]; then
   echo "usage: launch/docker.sh YAML [key=value ...]" >&2

@@ -121,9 +121,13 @@ def schema(
 ) -> None:
     """Print the JSON schema with which editors check and complete YAMLs."""
     from lcl_composer.config.editor_schema import schema_text
+    from lcl_composer.errors import ConfigError
 
     if out:
-        out.write_text(schema_text())
+        try:
+            out.write_text(schema_text())
+        except OSError as error:
+            raise ConfigError(f"schema: {out}: cannot be written: {error.strerror}") from error
     else:
         typer.echo(schema_text(), nl=False)
 

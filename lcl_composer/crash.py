@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lcl_composer.errors import LCLError, LostConnection, one_line
+from lcl_composer.errors import LCLError, LostConnection, one_line, without_passwords
 
 #: Words in the messages of torch's checkpoint writer when the disk takes no more.
 _WRITE_FAILED = ("unexpected pos", "file write failed", "PytorchStreamWriter failed", "No space left")
@@ -50,7 +50,7 @@ def told_in_one_line(folder: Path, checkpoints: str = "") -> Iterator[None]:
         log = folder / f"crash-rank{os.environ.get('RANK', '0')}.log"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            log.write_text("".join(traceback.format_exception(error)))
+            log.write_text(without_passwords("".join(traceback.format_exception(error))))
             rest = f"the traceback is in {log}"
         except OSError as unwritten:  # the disk may be what is full
             rest = f"the traceback could not be written to {log} ({unwritten.strerror})"

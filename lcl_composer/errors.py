@@ -12,6 +12,15 @@ from collections.abc import Iterable
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+#: A name and a password in an address, as a library shows the one that it could not reach.
+_PASSWORD = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which addresses have no name and password."""
+    return _PASSWORD.sub("...", text)
+
+
 def printable(text: str) -> str:
     """Return a text without what a terminal would obey: colours, moves of the cursor, its window's title."""
     return _OBEYED.sub("\ufffd", text)
@@ -50,8 +59,8 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Return another library's message on one line, cut at ``limit`` characters."""
-    text = " ".join(str(error).split())
+    """Return another library's message on one line, cut at ``limit`` characters, without passwords."""
+    text = without_passwords(" ".join(str(error).split()))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -133,6 +133,7 @@ def test_list_without_a_kind_prints_the_kinds() -> None:
 def test_schema_goes_to_a_file_or_the_terminal(tmp_path: Path) -> None:
     lcl("schema", str(tmp_path / "schema.json"))
     assert json.loads(lcl("schema")) == json.loads((tmp_path / "schema.json").read_text())
+    assert "cannot be written: No such file" in lcl("schema", str(tmp_path / "absent/x.json"), code=2)
 
 
 def test_convert_runs_a_converter_of_the_registry(tmp_path: Path) -> None:
@@ -186,6 +187,11 @@ def test_check_cuts_nothing(monkeypatch: pytest.MonkeyPatch, columns: str | None
     assert (local in output) == (columns is None)
     cells = [line.strip("│").split("│")[1].strip() for line in output.splitlines() if line.count("│") == 4]
     assert local in "".join(cells)
+
+
+def test_check_takes_no_name_for_markup() -> None:
+    streams = "data.train={local: null, streams: {'[/red]': {local: /x}}}"
+    assert "data.train.streams.[/red].local" in lcl("check", LAION, streams)
 
 
 def test_check_for_another_device() -> None:

@@ -67,7 +67,10 @@ def _settings(composed: ComposedConfig) -> Table:
     for key, value in leaves(composed.run.model_dump(mode="json")):
         source = composed.source(key)
         table.add_row(
-            key, escape(printable(_yaml(value))), escape(source), style="dim" if source == "default" else ""
+            escape(printable(key)),
+            escape(printable(_yaml(value))),
+            escape(source),
+            style="dim" if source == "default" else "",
         )
     return table
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lcl_composer.errors import printable
 from lcl_composer.evaluation.evaluation import Evaluation, Row
 from lcl_composer.report.metrics_file import series
 
@@ -62,9 +64,14 @@ def _loss_rows(losses: dict[str, dict[str, float]]) -> list[Row]:
     ]
 
 
+def _plain(text: str) -> Text:
+    """A cell as it stands: what data call their classes is no markup, and moves no cursor."""
+    return Text(printable(text))
+
+
 def summary_table(summary: dict[str, Any], evaluations: Mapping[str, Evaluation]) -> Table:
     """The measurements as a table: what, compared with what, the result."""
-    title = f"{summary['name']}: {summary['batches']:,} batches, {summary['documents']:,} documents"
+    title = Text(f"{summary['name']}: {summary['batches']:,} batches, {summary['documents']:,} documents")
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("Measured")
     table.add_column("Compared with", justify="right")
@@ -73,7 +80,7 @@ def summary_table(summary: dict[str, Any], evaluations: Mapping[str, Evaluation]
     measured = [e.rows(summary[name]) for name, e in evaluations.items() if name in summary]
     for group in (_loss_rows(summary["losses"]), *measured):
         for row in group:
-            table.add_row(*row, end_section=row is group[-1])
+            table.add_row(*map(_plain, row), end_section=row is group[-1])
     return table
 
 
@@ -93,4 +100,4 @@ def print_summary(
     notes = [e.note(summary[name]) for name, e in evaluations.items() if name in summary]
     places = {"Run": "run_folder", "Encoder": "encoder", "Plots": "plots"}
     for note in [*notes, *(f"{label}: {summary[key]}" for label, key in places.items() if summary[key])]:
-        console.print(note, soft_wrap=True, highlight=False)
+        console.print(_plain(note), soft_wrap=True)

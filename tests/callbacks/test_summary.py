@@ -95,6 +95,11 @@ def test_a_long_path_is_not_broken_over_lines() -> None:
     assert f"Run: {folder}\n" in rendered(SUMMARY | {"run_folder": folder}, width=80)
 
 
+def test_names_from_data_are_no_markup() -> None:
+    features = {"features": "[red]x[/b]\x1b[2J"}
+    assert "[red]x[/b]\ufffd[2J features" in rendered(SUMMARY | {"probe": SUMMARY["probe"] | features})
+
+
 def test_parts_that_were_not_measured_are_left_out() -> None:
     measured = {name: value for name, value in SUMMARY.items() if name not in ("retrieval", "probe")}
     text = rendered(measured | {"encoder": None, "plots": None})

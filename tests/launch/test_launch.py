@@ -140,6 +140,14 @@ def test_docker_shares_memory_and_keeps_the_user(tmp_path: Path) -> None:
     assert "--gpus 3 --env GPUS=3" in run(command, tmp_path, GPUS="3", **folders).stdout
 
 
+def test_containers_get_the_same_secrets_and_whom_to_notify() -> None:
+    script = (LAUNCH / "docker.sh").read_text()
+    names = script.partition("SECRETS=(")[2].partition(")")[0].split()
+    compose = yaml.safe_load((LAUNCH / "compose.yaml").read_text())["services"]["node0"]["environment"]
+    assert {"AWS_SESSION_TOKEN", "S3_ENDPOINT_URL", "LCL_NOTIFY_WEBHOOK", "LCL_NOTIFY_COMMAND"} <= {*names}
+    assert sorted(names) == sorted(name for name, value in compose.items() if value is None)
+
+
 def test_two_nodes_of_compose(tmp_path: Path) -> None:
     compose = yaml.safe_load((LAUNCH / "compose.yaml").read_text())
     gpus = yaml.safe_load((LAUNCH / "compose.gpus.yaml").read_text())
@@ -171,6 +179,13 @@ def test_slurm_starts_one_launcher_a_node_with_its_rank(place: Path, slurm: dict
         assert call.strip().endswith("train.py a.yaml name=two words")
     assert len(calls) == 2
     assert len(list((place / "runs/slurm-4711").glob("preflight-r*.out"))) == 8
+
+
+@pytest.mark.parametrize("venv", ["env", "{}/env"])
+def test_slurm_takes_an_environment_by_any_path(place: Path, slurm: dict[str, str], venv: str) -> None:
+    make_command(place / "env/bin/composer", '#!/bin/bash\necho "of the environment"\n')
+    done = run(["bash", str(LAUNCH / "slurm.sbatch"), "a.yaml"], place, VENV=venv.format(place), **slurm)
+    assert done.stdout.count("of the environment") == 2, done.stderr
 
 
 def test_slurm_leaves_nothing_for_the_next_job_to_stumble_over(place: Path, slurm: dict[str, str]) -> None:
