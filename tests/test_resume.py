@@ -387,16 +387,6 @@ def test_what_the_end_leaves_is_made_up(
     assert json.loads((run / "summary.json").read_text()) == summary
     go_on(folder, data)
     assert "tiny is already finished (6ba); nothing to do" in capsys.readouterr().out
-    recorded = (run / "config.yaml").read_bytes(), len(list((run / "launches").iterdir()))
-    go_on(folder, data, "save_interval=3ba")
-    out = capsys.readouterr().out
-    assert "tiny is already finished" in out
-    assert "goes on from" not in out
-    with pytest.raises(
-        DataError, match=r"training has ended, and optimizer\.lr is 0\.001 there and 1\.0 here: "
-    ):
-        go_on(folder, data, "optimizer.lr=1.0")
-    assert recorded == ((run / "config.yaml").read_bytes(), len(list((run / "launches").iterdir())))
     shutil.rmtree(run / "encoder")
     go_on(folder, data)
     assert (run / "encoder/model.safetensors").exists()

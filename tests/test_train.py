@@ -311,8 +311,17 @@ def test_finished_run_says_so(data: Path, tmp_path: Path, capsys: pytest.Capture
     train(path, [])
     before = weights_of(tmp_path)
     capsys.readouterr()
-    train(path, [])
-    assert "tiny is already finished" in capsys.readouterr().out
+    run = tmp_path / "runs/tiny"
+    recorded = (run / "config.yaml").read_bytes(), sorted(run.iterdir())
+    train(path, ["save_interval=3ba"])
+    out = capsys.readouterr().out
+    assert "tiny is already finished" in out
+    assert "goes on from" not in out
+    with pytest.raises(
+        DataError, match=r"training has ended, and optimizer\.lr is 0\.001 there and 1\.0 here: "
+    ):
+        train(path, ["optimizer.lr=1.0"])
+    assert recorded == ((run / "config.yaml").read_bytes(), sorted(run.iterdir()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(tmp_path).items())
     shutil.rmtree(tmp_path / "runs")
 

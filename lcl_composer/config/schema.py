@@ -44,13 +44,15 @@ def _text_of(pattern: str, examples: str) -> Any:
 
 
 if TYPE_CHECKING:
-    Duration = Interval = Name = str
+    Bytes = Duration = Interval = Name = str
 else:
     #: Of a run, and of its folder.
     Name = _text_of(
         r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
         "a text of letters from a to z, digits, '.', '_' and '-', first a letter or a digit, 200 at most",
     )
+    #: Of a disk, as Streaming reads it.
+    Bytes = _text_of(r"^\d*\.?\d+ *[kmgtpezyKMGTPEZY]?[bB]$", "a number of bytes such as 100gb")
     #: How long: a whole number of epochs, batches, samples or tokens.
     Duration = _text_of(_DURATION, "a whole number of ep, ba, sp or tok, such as 3ep or 2000ba")
     #: How often: that, or seconds, or a share of the run.
@@ -149,7 +151,7 @@ class StreamConfig(Section):
     """Partition of the samples; the same value gives the same order on any number of ranks."""
     predownload: PositiveInt | None = None
     """Samples to fetch ahead a worker; null: StreamingDataset's default."""
-    cache_limit: int | str | None = None
+    cache_limit: PositiveInt | Bytes | None = None
     """Disk space for the caches, in bytes or such as 100gb; null: no limit."""
     download_retry: Annotated[int, Field(ge=0)] = 12
     """Further attempts at a shard that cannot be fetched or arrives damaged, each after a longer pause."""

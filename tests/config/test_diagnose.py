@@ -140,6 +140,8 @@ def test_the_programs_own_parameters_are_refused() -> None:
         (f"run_name={'x' * 201}", "run_name: should be a text of letters"),
         ("run_name=17", "run_name: should be a text of letters"),
         ('max_duration="8ba\\n"', "max_duration: should be a whole number"),
+        ("data.train.cache_limit=10xyz", "should be a number of bytes such as 100gb, got '10xyz'"),
+        ("data.train.cache_limit=-5", "data.train.cache_limit: should be greater than 0; or"),
         ("save_folder=''", "save_folder: is empty"),
         ("data.crop_scale=[0.5]", "data.crop_scale.1: missing"),
         ("load_path=${", "load_path: cannot be read: "),

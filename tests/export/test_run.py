@@ -69,10 +69,10 @@ def test_the_newest_checkpoint_wherever_it_was_saved(model: Any, tmp_path: Path)
     assert not list(tmp_path.glob("other*"))
 
 
-@pytest.mark.parametrize("config", ["", "{", None])
-def test_a_run_whose_config_was_lost(run: Path, tmp_path: Path, config: str | None) -> None:
+@pytest.mark.parametrize("text", ["", "{", None])
+def test_a_run_whose_config_was_lost(run: Path, tmp_path: Path, text: str | None) -> None:
     """As after a crash of the machine; the checkpoint has it."""
-    (run / "config.yaml").unlink() if config is None else (run / "config.yaml").write_text(config)
+    (run / "config.yaml").unlink() if text is None else (run / "config.yaml").write_text(text)
     export_run(run, tmp_path / "out")
 
 
