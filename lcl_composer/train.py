@@ -100,7 +100,9 @@ def run_to_end(trainer: Trainer, run: RunFolder, config: RunConfig) -> None:
         on_first_rank(lambda: run.check_inputs(config.evaluation, inputs))
     if ended and on_first_rank(lambda: run.finished(int(state.timestamp.batch), config.evaluation)):
         if first:
-            print(f"{run.name} is already finished ({state.timestamp.batch}); nothing to do")
+            early = state.timestamp < state.max_duration
+            why = ", stopped before max_duration, with a longer one it goes on" if early else ""
+            print(f"{run.name} is already finished ({state.timestamp.batch}{why}); nothing to do")
         trainer.close()
         return
     try:

@@ -340,7 +340,7 @@ def test_a_run_that_a_stopper_ended_is_finished(
     go_on(tmp_path, data, **enough)
     assert "what is missing is made up" in capsys.readouterr().out
     go_on(tmp_path, data, **enough)
-    assert "tiny is already finished (3ba)" in capsys.readouterr().out
+    assert "tiny is already finished (3ba, stopped before max_duration, with a l" in capsys.readouterr().out
     go_on(tmp_path, data, "max_duration=5ba")
     assert sorted(runs.read_metrics(tmp_path)) == [1, 2, 3, 4, 5]
 

@@ -10,7 +10,7 @@ from functools import partial
 from statistics import fmean, median, stdev
 
 from lcl_composer.report.curves import spelled, unit_of
-from lcl_composer.report.run import Run
+from lcl_composer.report.run import Run, is_number
 from lcl_composer.report.summary import loss_ends
 from lcl_composer.report.variants import Line, Variant
 
@@ -201,9 +201,11 @@ def _evaluated(variants: Sequence[Variant]) -> Iterator[Quantity]:
     """What the other evaluations found at the end, where a number's name says which way is better."""
     found: dict[tuple[str, str], list[float]] = {}
     for run in (run for variant in variants for run in variant.measured):
-        for name in {**(run.config.get("evaluation") or {})}.keys() - {"retrieval", "probe"}:
-            for key, value in (run.summary.get(name) or {}).items():
-                if direction(key) and isinstance(value, int | float):
+        named = run.config.get("evaluation")
+        for name in {*(named if isinstance(named, dict) else ())} - {"retrieval", "probe"}:
+            measured = run.summary.get(name)
+            for key, value in measured.items() if isinstance(measured, dict) else ():
+                if direction(key) and is_number(value):
                     found.setdefault((name, key), []).append(value)
     for (name, key), values in sorted(found.items()):
         share = all(0 <= value <= 1 for value in values)
@@ -272,9 +274,7 @@ def _listed(reasons: Sequence[str], most: int = 3) -> str:
 
 def _cell(quantity: Quantity, variant: Variant) -> Cell:
     found = [(run.name, quantity.read(run)) for run in variant.measured]
-    numbers = [
-        (name, v * quantity.scale) for name, v in found if isinstance(v, int | float) and math.isfinite(v)
-    ]
+    numbers = [(name, v * quantity.scale) for name, v in found if is_number(v)]
     values = tuple(value for _, value in numbers)
     if not values:
         return Cell((), "", "", "", variant.finished)
@@ -307,7 +307,7 @@ def _measured(part: str, name: str, run: Run) -> float | None:
     """A number of ``summary.json``; None for what is none, in a damaged one."""
     found = run.summary.get(part)
     value = found.get(name) if isinstance(found, dict) else None
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return value if is_number(value) else None
 
 
 def _found(variants: Sequence[Variant], read: Callable[[Run], float | None]) -> set[float]:

@@ -176,11 +176,11 @@ def _read(run: Run, name: str, needed: bool = True) -> dict[str, Any]:
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     """A line of metrics without what is no number: a chart has no place for it."""
-    kept = {k: v for k, v in row.items() if _is_number(v) or (v is None and k not in _COUNTERS)}
+    kept = {k: v for k, v in row.items() if is_number(v) or (v is None and k not in _COUNTERS)}
     return {"step": row["step"], **kept}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a chart has a place for it: ``NaN`` and whole numbers beyond any float are none."""
     return isinstance(value, int | float) and abs(value) < _LARGEST
 

@@ -127,6 +127,21 @@ def test_steps_that_are_none(tmp_path: Path, step: str) -> None:
     assert render(read_runs([folder]), "0")
 
 
+@pytest.mark.parametrize(
+    "found", ['"[/b]"', "[1]", "3", '{"top1": "x"}', f'{{"top1": {"9" * 400}}}'], ids=lambda text: text[:12]
+)
+@pytest.mark.parametrize("part", ["zero_shot", "probe", "retrieval"])
+def test_measurements_that_are_none(tmp_path: Path, part: str, found: str) -> None:
+    folder = write_run(tmp_path, "a", batches=3, evaluation={part: {}})
+    summary = json.loads((folder / "summary.json").read_text())
+    text = json.dumps({**summary, part: "HERE"}).replace('"HERE"', found)
+    (folder / "summary.json").write_text(text)
+    assert "<html" in render(read_runs([folder]), "0")
+    config = (folder / "config.yaml").read_text().partition("evaluation:")[0]
+    (folder / "config.yaml").write_text(f"{config}\nevaluation: {found if found[0] != '{' else 'x'}\n")
+    assert "<html" in render(read_runs([folder]), "0")
+
+
 FILES = ["config.yaml", "environment.json", "summary.json", "gallery.json", "metrics.jsonl"]
 CONTENTS = ["[" * 100_000, '{"a": ' * 5000, "3", '"x"', "[]", "{}", '{"step": 1}', "\xff\xfe", "", "\0"]
 
