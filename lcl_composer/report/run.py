@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from yaml import YAMLError
 
@@ -180,7 +180,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     return {"step": row["step"], **kept}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a chart has a place for it: ``NaN`` and whole numbers beyond any float are none."""
     return isinstance(value, int | float) and abs(value) < _LARGEST
 
