@@ -44,7 +44,7 @@ _COMMON_NAMES = frozenset({
 #: Those that site generators and their themes give to menus and the like.
 _MENU_NAMES = frozenset({
     "main-menu", "mainmenu", "main-nav", "mainnav", "main-navigation", "site-nav", "site-navigation",
-    "sidenav", "side-nav", "topnav", "bottomnav", "subnav", "nav-links", "nav-menu", "nav-path",
+    "sidenav", "side-nav", "topnav", "bottomnav", "subnav", "nav-links", "nav-menu", "nav-panel", "nav-path",
     "navpath", "nav_panel", "nav_table", "navrow", "navlinks", "navheader", "navfooter", "docnav",
     "prevnext", "navinextprevious", "post-navigation", "posts-navigation", "tabs2", "tabs3", "top-menu",
     "sidebar-wrapper", "sk-sidebar-wrapper", "sphinxsidebar", "wy-nav-side", "rst-versions", "md-sidebar",
@@ -61,9 +61,12 @@ _FOOTER_NAMES = frozenset({"footer", "site-footer", "page-footer", "footer-wrapp
 #: Names of what a reader never sees, or that can mean nothing else.
 _UNSEEN_NAMES = frozenset({
     "screen-reader-text", "sr-only", "visually-hidden", "visuallyhidden", "mw-editsection", "printfooter",
+    "assistive-text", "element-invisible", "screen-reader-only", "show-for-sr", "u-visually-hidden",
     "cookie-banner", "cookie-bar", "cookie-consent", "cookie-notice", "cookieconsent", "cookie-law-info-bar",
     "cc-window", "onetrust-banner-sdk", "onetrust-consent-sdk", "cybotcookiebotdialog",
 })
+#: Those of pictures that stand for a character in a line of text.
+_SIGN_NAMES = frozenset({"emoji", "wp-smiley", "smiley", "smilies", "emoticon", "twemoji"})
 # fmt: on
 _ALL_NAMES = _COMMON_NAMES | _MENU_NAMES | _HEADER_NAMES | _FOOTER_NAMES | _UNSEEN_NAMES
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*(hidden|collapse)", re.I)
@@ -144,6 +147,13 @@ def region_of(tag: str, attributes: dict[str, str | None], node: LexborNode, pla
     if tag == "pre":
         return Region("code listings", Proof.ELEMENT if _is_code(node) else Proof.LANDMARK)
     return _landmark(tag, attributes, place) or _named(tag, attributes, place)
+
+
+def sign_of(node: LexborNode) -> str:
+    """Return the text that a picture stands for, as emoji are drawn; an empty string for every other."""
+    attributes = node.attributes
+    names = (attributes.get("class") or "").lower().split()
+    return (attributes.get("alt") or "").strip() if _SIGN_NAMES.intersection(names) else ""
 
 
 def _hidden(attributes: dict[str, str | None]) -> Region | None:

@@ -23,6 +23,8 @@ from lcl_composer.data.document import Document
 
 _SUFFIXES = frozenset({".html", ".htm", ".xhtml", ".xht"})
 _PART_PAGES = 200
+#: A shorter ``data:`` URL beside the URL of a picture is a preview of it, a longer one the picture itself.
+_LEAST_EMBEDDED = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +89,14 @@ class HTML(Interleaved):
             else:
                 assembler.text(part.text, part.joint)
                 headings += [part.text] if part.heading else []
-        document = Document(name, f"{self.source.name}/{name}", tuple(assembler.segments))
+        document = Document(name, f"{self.called}/{name}", tuple(assembler.segments))
         yield Converted(document, name, headings=tuple(headings))
 
     def _files_of(self, image: ImageReference, folder: Path, base: str) -> Iterator[str]:
         """Yield the files below the source that an image may mean."""
         for url in (*image.urls, *image.stand_ins):
-            yield from meant_files(_absolute(url, base), self.source, folder)
+            if not url.startswith("data:"):  # they are pictures, and would be remembered
+                yield from meant_files(_absolute(url, base), self.source, folder)
 
     def _read(self, image: ImageReference, folder: Path, base: str) -> bytes:
         """Return the first picture that an image of a page in ``folder`` may mean.
@@ -105,7 +108,7 @@ class HTML(Interleaved):
         for url in (*image.urls, *image.stand_ins):
             known = bool(image.urls) and url in image.stand_ins
             try:
-                if known and (url.startswith("data:") or is_stand_in(url)):
+                if known and (is_stand_in(url) or (url.startswith("data:") and len(url) < _LEAST_EMBEDDED)):
                     raise Rejected("only a placeholder")
                 data = read_picture(_absolute(url, base), self.source, self.rules, [folder])
                 if (known or is_stand_in(url)) and is_blank(data):

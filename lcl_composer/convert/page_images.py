@@ -15,8 +15,13 @@ IMAGE_TAGS = frozenset({"img", "amp-img", "image", "picture", "object", "embed",
 
 #: Attributes that a script turns into ``src`` once the image is scrolled to; so are most that hold "src".
 _LAZY = re.compile(r"data-(original|lazy|lazyload|echo|ks-lazyload|flickity-lazyload)|(?!src$).*src.*")
-#: Attributes that name another picture than the one to be shown.
+#: Attributes that name a lesser picture than the one to be shown, or what stands in for it.
 _LESSER = re.compile(r"low|lqip|thumb|placeholder|blur|error|fallback|small|tiny|preview")
+#: Those that name another picture: under the mouse, of the back, of the next one, in the dark.
+_OTHER = re.compile(
+    r"hover|roll-?over|mouse-?over|oversrc|"
+    r"(?<![a-z])(alt|over|swap|flip|back|second(ary)?|next|prev|dark|night)(?![a-z])"
+)
 _STAND_IN = re.compile(
     r"placeholder|blank|spacer|transparent|lazy|dummy|(?<![a-z])(loading|loader|pixel|grey|gray|1x1)(?![a-z])",
     re.I,
@@ -128,7 +133,9 @@ def _lazy_urls(attributes: Attributes) -> Iterator[str]:
     sized: list[tuple[float, str]] = []
     plain: list[str] = []
     for key, value in attributes.items():
-        if key == "srcset" or not value or not _LAZY.fullmatch(key) or _LESSER.search(key):
+        if key == "srcset" or not value or not _LAZY.fullmatch(key):
+            continue
+        if _LESSER.search(key) or _OTHER.search(key):
             continue
         if "srcset" in key:
             sized.extend(_srcset(value))
@@ -140,7 +147,8 @@ def _lazy_urls(attributes: Attributes) -> Iterator[str]:
 def _files_named(attributes: Attributes) -> Iterator[str]:
     """Yield the image files that attributes of any name hold."""
     for key, value in attributes.items():
-        if value and key.startswith("data-") and _IMAGE_SUFFIX.search(value) and "{" not in value:
+        named = key.startswith("data-") and not _OTHER.search(key)
+        if value and named and _IMAGE_SUFFIX.search(value) and "{" not in value:
             yield value.strip()
 
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from lcl_composer.convert.furniture import Page, Place, Proof, Region, may_be_region, region_of
+from lcl_composer.convert.furniture import Page, Place, Proof, Region, may_be_region, region_of, sign_of
 from lcl_composer.convert.page_images import IMAGE_TAGS, ImageReference, image_reference, without_copy
 from lcl_composer.data.words import count_words
 
@@ -33,7 +33,17 @@ _ENDLESS = frozenset({
     "a", "area", "base", "br", "col", "colgroup", "dd", "dt", "embed", "hr", "img", "input", "li", "link",
     "meta", "option", "p", "param", "source", "tbody", "td", "tfoot", "th", "thead", "tr", "track", "wbr",
 })
+#: Elements that old pages leave open by the hundred, and of which none says what is in it.
+_LOOKS = frozenset({
+    "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "span", "strike", "strong", "tt", "u",
+})
 # fmt: on
+_DRAWINGS = frozenset({"svg", "math"})
+#: Elements in which a parser looks for nothing but their end.
+_RAW = {
+    tag: re.compile(f"</{tag}", re.I)
+    for tag in ("iframe", "noembed", "noframes", "script", "style", "textarea", "title", "xmp")
+}
 #: Elements that say nothing unless an attribute does.
 _PLAIN = frozenset(
     {
@@ -71,7 +81,7 @@ _MAX_DEPTH = 512
 _FEW_TAGS = 8192
 #: Characters of a text that is likely to be met again.
 _SHORT = 48
-_TAG = re.compile(r"<(/?)([a-z][\w:-]*)[^<>]*>", re.I)
+_TAG = re.compile(r"<!--|<(/?)([a-z][\w:-]*)[^<>]*>", re.I)
 #: Soft hyphens, zero-width spaces, word joiners and byte-order marks: marks for breaking lines, no text.
 _INVISIBLE = str.maketrans("", "", "\u00ad\u200b\u2060\ufeff")
 _IMAGE_LINK = re.compile(r"\.(jpe?g|png|gif|webp|svg|avif)($|[?#])", re.I)
@@ -168,6 +178,8 @@ class PageTokens:
         if may_be_region(tag, attributes) and not inside["pre"]:
             place = Place(inside["main"] > 0, inside["section"] > 0, inside["quote"] > 0)
             region = region_of(tag, attributes, node, place)
+            if tag in IMAGE_TAGS and (image := image_reference(node)) is not None and image.lazy:
+                region = None  # the script that loads it shows it
         if region is not None:
             region.start = len(self.row)
             self.regions.append(region)
@@ -211,6 +223,11 @@ class PageTokens:
         image = image_reference(node)
         if image is None:
             return tag in ("embed", "video")
+        if sign := sign_of(node):
+            self.regions.append(Region("pictures of signs", Proof.ELEMENT, len(self.row), len(self.row) + 1))
+            self._add(image)
+            self._text(sign)
+            return True
         if self._inside["noscript"]:
             image = replace(image, copy=True)
         before = next((i for i in reversed(range(len(self.row))) if not _is_gap(self.row[i])), None)
@@ -249,16 +266,50 @@ def _flattened(html: str) -> str:
     """Return a page whose elements are nested less deeply: a parser's time grows with depth times length."""
     if html.count("<") < _FEW_TAGS:
         return html
-    depth = 0
+    flattener, pieces, at = _Flattener(), [], 0
+    while (found := _TAG.search(html, at)) is not None:
+        end = _end_of_raw(html, found)
+        pieces += [html[at : found.start()], flattener.written(found), html[found.end() : end]]
+        at = end
+    return "".join((*pieces, html[at:]))
 
-    def flatten(found: re.Match[str]) -> str:
-        nonlocal depth
-        tag = found[2].lower()
-        if tag in _ENDLESS:
+
+def _end_of_raw(html: str, found: re.Match[str]) -> int:
+    """Return where the next tag may begin: behind this one, or at the end of a comment or a script."""
+    if found[2] is None:
+        place = html.find("-->", found.end())
+        return place if place >= 0 else len(html)
+    raw = None if found[1] else _RAW.get(found[2].lower())
+    if raw is None:
+        return found.end()
+    end = raw.search(html, found.end())
+    return end.start() if end is not None else len(html)
+
+
+class _Flattener:
+    """Follows how deep the elements of a page are nested.
+
+    Those that only say how text looks are counted apart: a page that leaves five hundred of them open keeps
+    its menus, listings and headings.
+    """
+
+    def __init__(self) -> None:
+        self._depths = {True: 0, False: 0}
+        self._drawing = False
+
+    def written(self, found: re.Match[str]) -> str:
+        """Return what is to stand in place of a tag."""
+        tag, ends, shut = (found[2] or "").lower(), bool(found[1]), found[0].endswith("/>")
+        if not tag or tag in _ENDLESS or tag in _RAW:
             return found[0]
-        depth = max(0, depth + (-1 if found[1] else 1))
-        if depth + bool(found[1]) <= _MAX_DEPTH:
+        if tag in _BLOCKS:
+            self._drawing = False  # it ends a drawing, also one that is not closed
+        elif shut and (self._drawing or tag in _DRAWINGS):  # elsewhere the slash means nothing
+            return found[0]
+        elif tag in _DRAWINGS:
+            self._drawing = not ends
+        looks = tag in _LOOKS
+        depth = self._depths[looks] = max(0, self._depths[looks] + (-1 if ends else 1))
+        if depth + ends <= _MAX_DEPTH:
             return found[0]
         return "<hr>" if tag in _BLOCKS else ""
-
-    return _TAG.sub(flatten, html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, fields
@@ -84,6 +85,11 @@ class Source(ABC):
     reads: ClassVar[frozenset[str]]
     #: What helps where nothing was kept, for messages.
     hint: ClassVar[str] = ""
+
+    @property
+    def called(self) -> str:
+        """The name of the source, also where it is given as ``.``."""
+        return os.path.basename(os.path.abspath(self.source))
 
     @property
     def rules(self) -> ImageRules:

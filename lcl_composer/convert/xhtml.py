@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from html import escape
-from html.entities import name2codepoint
+from html.entities import html5, name2codepoint
 from pathlib import PurePosixPath
 from xml.parsers import expat
 
@@ -79,6 +79,7 @@ class _Rewriter:
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._text
         self._parser.ExternalEntityRefHandler = self._entity
+        self._parser.SkippedEntityHandler = self._unknown
         self._parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_UNLESS_STANDALONE)
         self._parser.UseForeignDTD(True)
 
@@ -111,6 +112,11 @@ class _Rewriter:
     def _text(self, text: str) -> None:
         if not self._unread:
             self._out.append(escape(text, quote=False) if _SPECIAL.search(text) else text)
+
+    def _unknown(self, name: str, is_parameter: bool) -> None:
+        """Write a character whose name is not XHTML's but HTML's, or the name of none as it stands."""
+        if not is_parameter:
+            self._text(html5.get(f"{name};", f"&{name};"))
 
     def _entity(self, context: str | None, base: str | None, system: str | None, public: str | None) -> int:
         """Read the names of characters in place of a DTD (no context), and nothing for any other file."""

@@ -7,6 +7,7 @@ import io
 import unicodedata
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -165,6 +166,9 @@ LOADED = {
     "svg image, new": "<svg><image href=real.png /></svg>",
     "amp": "<amp-img src=real.png width=3></amp-img>",
     "poster": "<video poster=real.png>no video</video>",
+    "another under the mouse": "<img src=real.png data-hover-src=small.png data-src-dark=small.png>",
+    "a thumbnail is better than nothing": f"<img src='{EMPTY_GIF}' data-thumb=real.png>",
+    "hidden until it is loaded": "<img data-cfsrc=real.png style='display:none'>",
     "base": "<base href='saved/'><img src=real.png>",
     "base on another host": "<base href='https://x.org/y/'><img src=real.png>",
 }
@@ -216,3 +220,22 @@ def test_a_neighbour_that_is_no_copy_stays(tree, tmp_path):
 
 def test_half_a_character_in_a_reference_is_a_name_like_another():
     assert "\ud800%41.png" in list(_names(urlsplit("\ud800%41.png")))
+
+
+def test_a_picture_of_an_odd_name_is_not_exchanged_for_the_next(tree, tmp_path):
+    page = f"<body>{'word ' * 20}<img src=gray-whale.png data-next=next.png>"
+    files = {"p.html": page, "gray-whale.png": gradient(), "next.png": REAL}
+    _, documents = run(HTML(tree(files)), tmp_path)
+    assert shown(documents["p.html"])[1:] == [gradient()]
+
+
+def test_a_picture_saved_into_a_lazy_page_is_no_placeholder(tree, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    page = f"<body>{'word ' * 20}<img class=lazyload data-src=https://x.org/p.png src='{url}'>"
+    meant_files.cache_clear()
+    _, documents = run(HTML(tree({"p.html": page})), tmp_path)
+    assert shown(documents["p.html"])[1:] == [buffer.getvalue()]
+    assert meant_files.cache_info().currsize == 1  # not of the picture, which would stay in memory

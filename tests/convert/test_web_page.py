@@ -160,6 +160,39 @@ def test_deep_nesting_takes_no_time(element):
     assert time.process_time() - start < 8
 
 
+MANY = "<i></i>" * 5000
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "<p><svg><path d='M0'/><use href='#x'/></svg>icon</p>" * 600,
+        "<table>" + "<tr><td><font size=2><b>cell</td>" * 600 + "</table>",
+        "<SCRIPT>'<div><div>'</SCRIPT><!-- <div> -->" * 600,
+    ],
+)
+def test_a_long_page_is_read_as_a_short_one(before):
+    after = (
+        f"<script>x = LEAK</script><nav><a href=x>LEAK</a></nav><pre><code>LEAK</code></pre><h2>H</h2>{PROSE}"
+    )
+    text = text_of(f"<body>{MANY}{before}{after}<textarea>LEAK</textarea>")
+    assert "LEAK" not in text
+    assert "H\n\nword" in text
+
+
+def test_a_picture_of_a_character_is_the_character():
+    page = (
+        f"<p>Well <img class='emoji wp-x' alt='😀' src=1f600.png> done <img class=emoji src=x.png></p>{PROSE}"
+    )
+    assert text_of(page).startswith("Well 😀 done[x.png]word")
+
+
+@pytest.mark.parametrize("style", ["display:none;visibility:hidden;", "visibility: hidden"])
+def test_a_picture_that_a_script_shows_is_not_hidden(style):
+    image = f"<img data-cfsrc=p.png style='{style}'><noscript><img src=p.png></noscript>"
+    assert text_of(f"<body>{PROSE}{image}<img src=plain.png style='{style}'>end").endswith("word[p.png]end")
+
+
 def test_what_a_page_says_of_itself():
     page = WebPage("<html lang=de-AT><head><base href='../x/'></head><body>", "p.html")
     assert (page.language, page.base) == ("de-AT", "../x/")

@@ -87,3 +87,9 @@ def test_html_keeps_its_own_rules():
     """In HTML ``<div/>`` opens, and an unquoted URL may end with a slash."""
     page = "<body>three words stay <a href=http://x/>link</a><div hidden/>gone"
     assert seen(page, "p.html") == ["three words stay link"]
+
+
+def test_characters_that_only_html_names():
+    doctype = '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN" "http://www.w3.org/xhtml1.dtd">'
+    body = "<body><div/><p>&check; 5&dollar; &mdash; &x;</p></body>"
+    assert seen(f"{doctype}<html xmlns='http://www.w3.org/1999/xhtml'>{body}</html>") == ["✓ 5$ — &x;"]
