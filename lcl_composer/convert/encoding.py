@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import webencodings
 from chardetng_py import EncodingDetector
@@ -193,6 +194,11 @@ def decode_text(data: bytes, name: str, report: ConversionReport, label: str = "
     if guess:
         report.mend(f"encoding guessed: {guess}", name)
     return decode_as(data, codec, name, report)
+
+
+def text_value(value: Any, name: str, report: ConversionReport) -> Any:
+    """Return the value of a column of texts; bytes, as Spark and Impala may store them, are decoded."""
+    return decode_text(value, name, report) if isinstance(value, bytes) else value
 
 
 def decode_html(data: bytes, name: str, report: ConversionReport) -> str:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lcl_composer.convert.columnar import BROKEN as BROKEN_TABLE
 from lcl_composer.convert.columnar import read_schema, why_broken
-from lcl_composer.convert.encoding import decode_text
+from lcl_composer.convert.encoding import decode_text, text_value
 from lcl_composer.convert.files import batched, inside, parse_json, suffix_of, walk
 from lcl_composer.convert.images import SUFFIXES, accept_image, read_file
 from lcl_composer.convert.memory import bounded, check_rows
@@ -152,7 +152,7 @@ class Img2Dataset(PairSource):
             image, facts, caption = _of_row(record)
         else:
             image, facts, caption = _of_group(record, name, report)
-        caption = caption_text(caption)
+        caption = caption_text(text_value(caption, name, report))
         check_facts(self, facts.get("similarity"), facts.get("LANGUAGE"), report)
         yield self.pair(name, accept_image(image, self.rules), caption)
 

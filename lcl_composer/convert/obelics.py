@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lcl_composer.convert.assemble import Assembler
+from lcl_composer.convert.encoding import text_value
 from lcl_composer.convert.files import walk
 from lcl_composer.convert.long_documents import Interleaved
 from lcl_composer.convert.report import ConversionReport
@@ -81,11 +82,11 @@ class Obelics(Interleaved):
             elif not _is_absent(image):
                 label = image if isinstance(image, str) else f"image at {place}"
                 document.image(label, lambda data=data: image_of(data, self.images, self.rules))
-            elif not isinstance(text, str):
+            elif not isinstance(text := text_value(text, name, report), str):
                 report.drop_image("text is no text", f"{name}: place {place}")
             elif text := _clean(text):
                 document.text(text)
-        yield Converted(Document(name, f"{self.source.name}/{name}", tuple(document.segments)), name)
+        yield Converted(Document(name, f"{self.called}/{name}", tuple(document.segments)), name)
 
 
 @dataclass(frozen=True, kw_only=True)

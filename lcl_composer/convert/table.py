@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 from ast import literal_eval
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
+from token import STRING
+from tokenize import TokenError, generate_tokens
 from typing import Any, ClassVar
 
+from lcl_composer.convert.encoding import text_value
 from lcl_composer.convert.files import suffix_of, walk
 from lcl_composer.convert.images import SUFFIXES as IMAGE_SUFFIXES
 from lcl_composer.convert.pairs import PairSource, check_facts
@@ -38,7 +44,8 @@ class Table(PairSource):
     Args:
         source: A ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.arrow`` file, or a folder that is
             searched for them.
-        images: Folder that paths of images start from, and that none may leave; None: where the tables are.
+        images: Folder that paths of images start from, and that none may leave; None: the folder of the
+            table, else the source.
         image_column: Column of paths, URLs or bytes.
         caption_column: Column of captions, or of answers.
         question_column: Column of questions; None: the table has captions.
@@ -89,47 +96,84 @@ class Table(PairSource):
     def records(self, part: Part, report: ConversionReport) -> Iterator[tuple[str, Any]]:
         """Yield the rows."""
         columns = [*self._columns, self.similarity_column, self.language_column]
+        folder = os.path.dirname(part.files[0])
         for name, row in table_rows(self._root, part, columns, report):
-            yield display_name(name), row
+            yield display_name(name), row if isinstance(row, Rejected) else Row(folder, row)
 
-    def samples(self, name: str, record: dict[str, Any], report: ConversionReport) -> Iterator[Converted]:
+    def samples(self, name: str, record: Row, report: ConversionReport) -> Iterator[Converted]:
         """Yield the document of a row, or one for each of the images or captions that it lists."""
-        facts = record.get(self.similarity_column), record.get(self.language_column)
+        cells = record.cells
+        facts = cells.get(self.similarity_column), cells.get(self.language_column)
         if self.question_column is not None:
             check_facts(self, *facts, report)
-            yield self._asked(name, record.get(self.question_column), record)
+            yield self._asked(name, cells.get(self.question_column), record)
             return
-        images, captions = _list(record.get(self.image_column)), _list(record.get(self.caption_column))
+        images, captions = _list(cells.get(self.image_column)), _list(cells.get(self.caption_column))
         count = max(len(images), len(captions))
         if {len(images), len(captions)} - {1, count}:
             raise Rejected("lists of images and captions of unequal length")
         check_facts(self, *facts, report)
-        key = caption_text(captions[0]).casefold()
+        key = None
         for number in range(count):
-            caption = caption_text(captions[number if len(captions) > 1 else 0])
-            image = image_of(images[number if len(images) > 1 else 0], self.images or self._root, self.rules)
-            pair = self.pair(name if count == 1 else f"{name}/{number}", image, caption)
+            each = name if count == 1 else f"{name}/{number}"
+            try:
+                value = text_value(captions[number if len(captions) > 1 else 0], each, report)
+                caption = caption_text(value)
+                image = self._image(images[number if len(images) > 1 else 0], record)
+            except Rejected as reason:
+                report.drop(str(reason), each)
+                continue
+            pair = self.pair(each, image, caption)
+            key = key or pair.key
             yield replace(pair, key=key)
 
-    def _asked(self, name: str, question: Any, record: dict[str, Any]) -> Converted:
+    def _image(self, value: Any, record: Row) -> bytes:
+        folders = ("",) if self.images is not None else dict.fromkeys((record.folder, ""))
+        return image_of(value, self.images or self._root, self.rules, tuple(folders))
+
+    def _asked(self, name: str, question: Any, record: Row) -> Converted:
         """The document of a row with a question."""
         if not isinstance(question, str) or not question.strip():
             raise Rejected("question missing")
-        given = _list(record.get(self.caption_column))
+        given = _list(record.cells.get(self.caption_column))
         answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in given]
         texts = [one_line(str(answer)) for answer in answers if answer is not None]
         if not any(texts):
             raise Rejected("answer missing")
-        image = image_of(record.get(self.image_column), self.images or self._root, self.rules)
+        image = self._image(record.cells.get(self.image_column), record)
         segments = (Image(image), Text(one_line(question)), *(Text(text) for text in texts if text))
-        return Converted(Document(name, f"{self.source.name}/{name}", segments), sha256(image).hexdigest())
+        return Converted(Document(name, f"{self.called}/{name}", segments), sha256(image).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row, and the folder of its table below the root."""
+
+    folder: str
+    cells: dict[str, Any]
 
 
 def _list(value: Any) -> list[Any]:
-    """Return a cell as a list, which CSV may hold as JSON's or Python's; an empty one holds nothing."""
+    """Return a cell as a list, which CSV may hold as JSON, Python or NumPy write it; none is empty."""
     if isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]":
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            written = literal_eval(value.strip())
-            if isinstance(written, list) and all(isinstance(item, str) for item in written):
-                value = written
-    return (value or [None]) if isinstance(value, list) else [value]
+        for read in (json.loads, _written_texts):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TokenError):
+                written = read(value)
+                if isinstance(written, list) and all(isinstance(item, str | None) for item in written):
+                    return written or [None]
+    if isinstance(value, list) and not (value and isinstance(value[0], int)):  # numbers are a picture's bytes
+        return value or [None]
+    return [value]
+
+
+def _written_texts(cell: str) -> list[Any]:
+    """Return the texts of a list as Python writes it, or NumPy: without commas, where Python joins them.
+
+    Raises:
+        ValueError, SyntaxError, TokenError: If it is none.
+    """
+    tokens = [token for token in generate_tokens(StringIO(cell.strip()).readline) if token.string.strip()]
+    texts = [token for token in tokens[1:-1] if token.string != ","]  # without the brackets
+    if any(token.type != STRING and token.string != "None" for token in texts):
+        raise ValueError("no list of texts")
+    return [literal_eval(token.string) for token in texts]

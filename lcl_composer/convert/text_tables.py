@@ -78,7 +78,9 @@ def read_text_lines(path: Path, codec: str, start: int = 0, number: int = 1) -> 
             start, number = start + size, number + 1
 
 
-def read_csv(lines: Iterator[Line], delimiter: str, width: int | None = None) -> Iterator[Record]:
+def read_csv(
+    lines: Iterator[Line], delimiter: str, width: int | None = None, spaced: bool = False
+) -> Iterator[Record]:
     """Yield the records of a CSV file (RFC 4180; a quote inside an unquoted field is a character).
 
     Where a line begins no record, because a quote is never closed or text follows the closing one, that line
@@ -88,6 +90,7 @@ def read_csv(lines: Iterator[Line], delimiter: str, width: int | None = None) ->
         lines: The lines, from the start of a record on.
         delimiter: Between fields.
         width: Fields a record; other records of several lines are taken for an unclosed quote.
+        spaced: Spaces behind a delimiter are no part of the field, which may be quoted behind them.
     """
     csv.field_size_limit(_MAX_FIELD)
     ahead: deque[Line] = deque()  # lines to be read again
@@ -100,7 +103,10 @@ def read_csv(lines: Iterator[Line], delimiter: str, width: int | None = None) ->
                 raise csv.Error("line too long")
             yield line.text
 
-    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    def begin() -> Iterator[list[str]]:
+        return csv.reader(feed(), delimiter=delimiter, strict=True, skipinitialspace=spaced)
+
+    reader = begin()
     while True:
         used.clear()
         try:
@@ -113,7 +119,7 @@ def read_csv(lines: Iterator[Line], delimiter: str, width: int | None = None) ->
             fields = Rejected("not CSV, or cut off")
             ahead.extendleft(reversed(used[1:]))
             del used[1:]
-            reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+            reader = begin()
         if fields:  # a blank line is no record
             yield Record(used[0].number, used[0].start, used[-1].end, fields)
 
@@ -130,22 +136,38 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The first record of a CSV file: the names of its columns, and what stands between fields."""
+    """The first record of a CSV file: the names of its columns, and what stands between fields.
+
+    Attributes:
+        names: The names.
+        delimiter: The sign between fields.
+        spaced: A space follows it, as in files written by hand.
+    """
 
     names: list[str]
     delimiter: str
+    spaced: bool = False
+
+    def records(self, lines: Iterator[Line]) -> Iterator[Record]:
+        """Yield the records of lines that begin with one."""
+        return read_csv(lines, self.delimiter, len(self.names), self.spaced)
 
 
 def read_header(path: Path, codec: str) -> Header:
     """Return the header; fields are separated by what cuts it into the most: ``, ; tab |``."""
-    best = Header([], ",")
-    for delimiter in _DELIMITERS:
-        record = next(read_csv(read_text_lines(path, codec), delimiter), None)
-        fields = record.fields if record and isinstance(record.fields, list) else []
-        if len(fields) > len(best.names):
-            best = Header(fields, delimiter)
+    found = [Header(_first_record(path, codec, delimiter), delimiter) for delimiter in _DELIMITERS]
+    best = max(found, key=lambda header: len(header.names))
+    names = best.names
+    spaced = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
+    if spaced:
+        names = _first_record(path, codec, best.delimiter, spaced)
     unread = ConversionReport("", "", {})  # what is wrong with a name shows when a column is missing
-    return Header([_field(name, codec, "", unread).strip() for name in best.names], best.delimiter)
+    return Header([_field(name, codec, "", unread).strip() for name in names], best.delimiter, spaced)
+
+
+def _first_record(path: Path, codec: str, delimiter: str, spaced: bool = False) -> list[str]:
+    record = next(read_csv(read_text_lines(path, codec), delimiter, spaced=spaced), None)
+    return record.fields if record and isinstance(record.fields, list) else []
 
 
 def split_lines(path: Path, quoted: bool, size: int, codec: str = "utf-8") -> Iterator[tuple[int, int, int]]:
@@ -163,7 +185,7 @@ def split_lines(path: Path, quoted: bool, size: int, codec: str = "utf-8") -> It
     records: Iterator[Line | Record] = read_text_lines(path, codec)
     if quoted:
         header = read_header(path, codec)
-        records = read_csv(read_text_lines(path, codec), header.delimiter, len(header.names))
+        records = header.records(read_text_lines(path, codec))
     with open_unzipped(path) as file:
         whole = _is_wide(codec) or isinstance(file, gzip.GzipFile)  # no place in it can be gone to
     size = sys.maxsize if whole else size
@@ -184,7 +206,7 @@ def csv_rows(
     header = read_header(path, part.codec)
     lines = read_text_lines(path, part.codec, part.start, part.line)
     at_header = part.start == 0
-    for record in read_csv(lines, header.delimiter, len(header.names)):
+    for record in header.records(lines):
         if record.start >= part.end:
             return
         if at_header:

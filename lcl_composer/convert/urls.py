@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _BASE64_IMAGE = re.compile(
 )
 
 
-def image_of(value: Any, folder: Path | None, rules: ImageRules) -> bytes:
+def image_of(value: Any, folder: Path | None, rules: ImageRules, starts: Sequence[str] = ("",)) -> bytes:
     """Return the image of a cell.
 
     Args:
@@ -27,6 +28,7 @@ def image_of(value: Any, folder: Path | None, rules: ImageRules) -> bytes:
             whose download is the file in the folder named by the SHA-256 of the URL.
         folder: The image folder, or None if there is none.
         rules: What the image must be like.
+        starts: Folders in it that paths may start from, likeliest first.
 
     Raises:
         Rejected: If there is no such image, or one the rules refuse.
@@ -46,4 +48,4 @@ def image_of(value: Any, folder: Path | None, rules: ImageRules) -> bytes:
     if "://" in value and not value.startswith("file:"):
         name = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
         return read_image(inside(folder, name, links_into=rules.links_into), rules)
-    return read_listed(value, folder, rules)
+    return read_listed(value, folder, rules, starts)

@@ -22,7 +22,7 @@ from lcl_composer.convert.nocaps import _facts as nocaps_facts
 from lcl_composer.convert.obelics import Obelics
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Rejected, Source
-from lcl_composer.convert.table import Table
+from lcl_composer.convert.table import Row, Table
 from lcl_composer.convert.tars import Group
 from lcl_composer.convert.worker import valid_document
 from tests.convert.samples import picture
@@ -61,7 +61,11 @@ CASES: dict[str, tuple[Source, st.SearchStrategy, Callable[[Any], Any]]] = {
         st.fixed_dictionaries(dict.fromkeys(("images", "texts"), lists)),
         lambda r: r,
     ),
-    "table": (Table(HERE, **OPTIONS), record("image", "caption", "similarity", "language"), lambda r: r),
+    "table": (
+        Table(HERE, **OPTIONS),
+        record("image", "caption", "similarity", "language"),
+        lambda r: Row("", r),
+    ),
     "img2dataset": (
         Img2Dataset(HERE, **OPTIONS),
         record("similarity", "LANGUAGE", "caption") | values,

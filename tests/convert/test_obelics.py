@@ -177,3 +177,12 @@ def test_the_published_layout(tmp_path, kind, name):
     assert (report.documents, report.images.total) == (3, 5)
     texts = [[s for s in shown(d) if isinstance(s, str)] for d in documents.values()]
     assert texts[1] == ["Paragraph 0 of page 1.\n\nSecond paragraph."]
+
+
+def test_texts_that_are_stored_as_bytes(tmp_path):
+    texts = pa.array([[None, "Zwei Größen.".encode()]], pa.list_(pa.binary()))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pq.write_table(pa.table({"images": [[RED, None]], "texts": texts}), folder / "t.parquet")
+    _, documents = run(Obelics(folder), tmp_path)
+    assert shown(documents["t.parquet:0"]) == [RED, "Zwei Größen."]

@@ -327,23 +327,9 @@ def test_rows_of_all_parts_are_those_of_the_table(tmp_path, size, monkeypatch):
     ]
 
 
-def test_cells_that_list_captions_or_images_give_a_document_each(tmp_path):
-    rows = [(RED, ["a red card", "card that is red"]), (BLUE, ["blue"]), (RED, [])]
-    table = write(images(tmp_path) / "t.parquet", rows)
-    report, documents = run(Table(table), tmp_path)
-    assert [(name, *shown(d)) for name, d in documents.items()] == [
-        ("t.parquet:0/0", RED, "a red card"),
-        ("t.parquet:0/1", RED, "card that is red"),
-        ("t.parquet:1", BLUE, "blue"),
-    ]
-    assert dict(report.dropped) == {"caption missing": 1}
-
-
-@pytest.mark.parametrize("cell", ['["A dog.", "It\'s red."]', """['A dog.', "It's red."]"""])
-def test_a_list_of_captions_may_be_written_out_in_csv(tmp_path, cell):
-    write(images(tmp_path) / "t.csv", [("r.png", cell), ("r.png", "[sic] a [note]")])
-    _, documents = run(Table(tmp_path / "set"), tmp_path)
-    assert [shown(d)[1] for d in documents.values()] == ["A dog.", "It's red.", "[sic] a [note]"]
+def test_spaces_behind_commas_are_no_part_of_a_field(tmp_path):
+    data = b'image, "caption"\nr.png, "A dog, running"\nr.png, plain\nr.png,"near"\n'
+    assert csv_captions(tmp_path, data)[0] == ["A dog, running", "plain", "near"]
 
 
 def asked(tmp_path: Path, rows: list[dict], **options) -> tuple[ConversionReport, dict]:
