@@ -28,6 +28,7 @@ _LITTER = frozenset({"__MACOSX", "@eaDir"})
 APPLE_DOUBLE = "._"
 LINK = "links to folders (see --links-into)"
 LINK_OUT = "links out of the folder (see --links-into)"
+_CACHE = re.compile(r"cache-[0-9a-f]{16,}(_\d+_of_\d+)?\.arrow")
 #: What ``wget`` leaves of a URL behind the name of a file.
 _QUERY = re.compile(r"(?<=\w)\?\w+=.*$")
 
@@ -55,12 +56,21 @@ def scan(
     stack = [""]
     while stack:
         here = stack.pop()
-        with os.scandir(folder / here) as entries:
-            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+        try:
+            with os.scandir(folder / here) as entries:
+                found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+        except PermissionError:
+            if not here:
+                raise
+            yield here.rstrip("/"), "folders that may not be read"  # lost+found, of a disk
+            continue
         inner = []
+        copies = _copies([name for name, is_folder, _ in found if not is_folder])
         for name, is_folder, is_link in found:
             if name.startswith(APPLE_DOUBLE) and not is_folder:
                 yield f"{here}{name}", "AppleDouble files"
+            elif name in copies:
+                yield f"{here}{name}", "caches of datasets"
             elif not is_folder:
                 strange = is_link and _is_strange(folder / here / name, root or folder, links_into)
                 yield f"{here}{name}", LINK_OUT if strange else None
@@ -71,6 +81,13 @@ def scan(
             else:
                 inner.append(f"{here}{name}/")
         stack.extend(reversed(inner))
+
+
+def _copies(names: list[str]) -> frozenset[str]:
+    """Return the files in which ``datasets`` keeps rows of the others in their folder anew, once mapped."""
+    arrow = [name for name in names if name.endswith(".arrow")]
+    copies = frozenset(filter(_CACHE.fullmatch, arrow))
+    return copies if len(copies) < len(arrow) else frozenset()
 
 
 def _is_strange(link: Path, root: Path, links_into: Path | None) -> bool:

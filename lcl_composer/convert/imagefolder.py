@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,10 @@ class ImageFolder(Source):
 
     Args:
         source: Folder with the class folders or the splits.
+        min_words: Classes whose names have fewer words are dropped; by default none, as ``+`` has none.
     """
+
+    min_words: int = 0
 
     kind: ClassVar[str] = "imagefolder"
     has_splits: ClassVar[bool] = True
@@ -80,7 +84,8 @@ class ImageFolder(Source):
         if not folders:
             raise Rejected("not in a class folder")
         image = Image(read_image(inside(self.source, path, links_into=self.links_into), self.rules))
-        document = Document(name, f"{self.source.name}/{name}", (image, Text(folders[0])))
+        label = unicodedata.normalize("NFC", folders[0])  # macOS takes the accents of one split's names apart
+        document = Document(name, f"{self.called}/{name}", (image, Text(label)))
         yield Converted(document, name, _SPLITS.get(split.lower(), "all"))
 
 

@@ -119,9 +119,7 @@ def _shrink(image: Image.Image, longest: int) -> bytes:
         image.draft(None, size)  # decodes at a half, a quarter or an eighth where that suffices
     if is_deep(image):
         image = to_8_bits(image)
-    elif image.mode == "CMYK":
-        image = image.convert("RGB")
-    elif image.mode in ("P", "PA", "LA", "1") or "transparency" in image.info:
+    elif image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:  # LAB and others no PNG
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     buffer = io.BytesIO()
     # Without this, Pillow writes an image's colour profile and tags along.

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
-from lcl_composer.convert.files import is_litter, read_lines
+from lcl_composer.convert.files import is_litter, read_lines, suffix_of, walk
 from lcl_composer.convert.images import SUFFIXES
 from lcl_composer.convert.pictures import read_listed
 from lcl_composer.convert.report import ConversionReport
 from lcl_composer.convert.source import Part, Rejected, Source
+from lcl_composer.convert.text import display_name
 from lcl_composer.errors import ConfigError, DataError
 
 #: As published, and as people rename them: ``0_v3.jsonl.zip``.
 _SHARD = re.compile(r"(?:docs_)?(no_face_)?(?:shard_)?(\d+)_v([23])\.jsonl(\.zip)?")
+_SHARDS = frozenset({".jsonl", ".zip"})
 _VARIANTS = {
     ("", "2"): "full",
     ("", "3"): "core",
@@ -48,7 +50,7 @@ class Shards(Source):
     min_similarity: float = 0.24
     max_images: int | None = None
 
-    reads: ClassVar[frozenset[str]] = SUFFIXES | {".jsonl", ".zip"}
+    reads: ClassVar[frozenset[str]] = SUFFIXES | _SHARDS
 
     @property
     def _images(self) -> Path:
@@ -61,6 +63,20 @@ class Shards(Source):
             raise ConfigError(f"max_images={self.max_images}; need 1 or more")
         if not self._images.is_dir():
             raise DataError(f"{self._images}: no such folder; set images to where the image files are")
+
+    def survey(self, report: ConversionReport) -> None:
+        """Count what is of no kind that is read, and what looks like a shard and was not read."""
+        super().survey(report)
+        read = {part.name for part in self.parts()}
+        for name in walk(self.source, _SHARDS, self.links_into):
+            if name not in read:
+                known = _SHARD.fullmatch(Path(name).name)
+                report.pass_over(
+                    "shards of another variant, read already, or in a folder further down"
+                    if known
+                    else f"{suffix_of(name)} files of another name than a shard's",
+                    display_name(name),
+                )
 
     def parts(self) -> Iterator[Part]:
         """Yield the shards of one variant in the order of their numbers.
@@ -101,7 +117,7 @@ class Shards(Source):
         stem = Path(part.name).name.split(".")[0]
         try:
             with open(self.source / part.name, "rb") as file:
-                for number, line in _shard_lines(file, part.name.endswith(".zip")):
+                for number, line in _shard_lines(file, part.name, report):
                     yield f"{stem}/{number}", line if isinstance(line, Rejected) else (part.items, line)
         except _BROKEN as error:
             report.break_file(f"unreadable or cut off ({type(error).__name__})", part.name)
@@ -123,8 +139,10 @@ def _shard_files(source: Path, images: Path) -> Iterator[str]:
                 yield path.relative_to(source).as_posix()
 
 
-def _shard_lines(file: IO[bytes], zipped: bool) -> Iterator[tuple[int, bytes | Rejected]]:
-    if not zipped:
+def _shard_lines(
+    file: IO[bytes], name: str, report: ConversionReport
+) -> Iterator[tuple[int, bytes | Rejected]]:
+    if not name.endswith(".zip"):
         yield from read_lines(file)
         return
     with zipfile.ZipFile(file) as archive:
@@ -132,5 +150,7 @@ def _shard_lines(file: IO[bytes], zipped: bool) -> Iterator[tuple[int, bytes | R
         for member in members[:1]:  # a shard's zip holds the one file
             with archive.open(member) as lines:
                 yield from read_lines(lines)
+        for member in members[1:]:
+            report.pass_over("further .jsonl files in a shard's zip", f"{name}: {member[:200]}")
         if not members:
             raise zipfile.BadZipFile("no .jsonl in it")

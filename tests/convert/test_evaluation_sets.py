@@ -148,6 +148,19 @@ def test_splits_without_classes_are_no_classes(tree, tmp_path):
         run(ImageFolder(tree(dict.fromkeys(("train/1.png", "val/2.png"), RED))), tmp_path)
 
 
+def test_classes_without_a_word_are_classes(tree, tmp_path):
+    names = ["+", "=", "😀", "a"]
+    report, _ = run(ImageFolder(tree({f"train/{name}/1.png": RED for name in names})), tmp_path)
+    assert report.documents == 4
+
+
+def test_classes_are_the_same_however_their_accents_are_written(tree, tmp_path):
+    names = [f"{s}/{unicodedata.normalize(f, 'café')}/1.png" for s, f in (("train", "NFC"), ("val", "NFD"))]
+    _, documents = run(ImageFolder(tree(dict.fromkeys(names, RED))), tmp_path)
+    assert len({document.segments[1] for document in documents.values()}) == 1
+    assert len(documents) == 2
+
+
 def test_an_imagefolders_class_is_its_text(tree, tmp_path):
     files = {"train/cat/a.JPEG": picture(kind="JPEG"), "train/dog/x/b.png": RED, "val/cat/c.png": RED}
     files |= {"val/dog/broken.png": b"<html>", "train/stray.png": RED, "train/cat/notes.txt": b"no image"}

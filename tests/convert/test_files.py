@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
 from lcl_composer.convert import files
-from lcl_composer.convert.files import inside, parse_json, read_lines, suffix_of, walk
+from lcl_composer.convert.files import inside, parse_json, read_lines, scan, suffix_of, walk
 from lcl_composer.convert.images import Rejected, read_file
 
 
@@ -114,3 +115,31 @@ def test_long_lines_are_passed_over(monkeypatch):
 def test_what_is_no_json_object_is_rejected(line):
     with pytest.raises(Rejected, match="JSON"):
         parse_json(line)
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tree, monkeypatch):
+    source = tree(dict.fromkeys(("a/x.png", "lost+found/x.png", "z/x.png"), ""))
+    list_folder = os.scandir
+
+    def refuse(folder):
+        if folder.name == "lost+found":
+            raise PermissionError
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list(scan(source)) == [
+        ("a/x.png", None),
+        ("lost+found", "folders that may not be read"),
+        ("z/x.png", None),
+    ]
+
+
+def test_caches_of_datasets_are_no_further_files(tree):
+    names = (
+        "data-00000-of-00001.arrow",
+        "cache-0123456789abcdef.arrow",
+        "cache-0123456789abcdef_00000_of_00002.arrow",
+    )
+    source = tree(dict.fromkeys((*(f"a/{name}" for name in names), f"b/{names[1]}", "c/cache-me.arrow"), ""))
+    found = walk(source, frozenset({".arrow"}))
+    assert list(found) == [f"a/{names[0]}", f"b/{names[1]}", "c/cache-me.arrow"]

@@ -107,3 +107,9 @@ def test_huge_files_are_not_read(tmp_path, monkeypatch):
         file.truncate((1 << 20) + 1)
     with pytest.raises(Rejected, match="file over 1 MiB"):
         read_image(tmp_path / "huge.png", ImageRules(1, None, False))
+
+
+@pytest.mark.parametrize("mode", ["LAB", "CMYK"])
+def test_every_kind_of_tiff_can_be_resized(mode):
+    data = encode(Image.new(mode, (100, 50)), "TIFF")
+    assert decode_image(accept_image(data, ImageRules(1, 50, False)), "").size == (50, 25)

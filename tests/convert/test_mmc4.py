@@ -237,6 +237,25 @@ def test_what_macos_adds_to_a_zip_is_no_shard(tmp_path):
     assert (list(documents), report.read) == (["0_v3/1"], 1)
 
 
+def test_what_looks_like_a_shard_and_is_not_read_is_counted(tmp_path):
+    names = [
+        "docs_shard_0_v2.jsonl", "docs_shard_0_v2.jsonl.zip", "docs_shard_0_v3.jsonl",
+        "a/b/docs_shard_1_v2.jsonl", "docs_shard_2_v2 (1).jsonl", "shard5.jsonl", "docs_shard_3_v2.zip",
+    ]  # fmt: skip
+    folder = source(tmp_path, {name: [page(["S."], [info("r.png", 0)])] for name in names}, {"r.png": RED})
+    with zipfile.ZipFile(folder / "docs_shard_9_v2.jsonl.zip", "w") as archive:
+        archive.writestr("9.jsonl", page(["S."], [info("r.png", 0)]))
+        archive.writestr("10.jsonl", page(["S."], [info("r.png", 0)]))
+    report, documents = run(MMC4(folder, variant="full"), tmp_path)
+    assert list(documents) == ["docs_shard_0_v2/1", "docs_shard_9_v2/1"]
+    assert dict(report.passed_over) == {
+        "shards of another variant, read already, or in a folder further down": 3,
+        ".jsonl files of another name than a shard's": 2,
+        ".zip files of another name than a shard's": 1,
+        "further .jsonl files in a shard's zip": 1,
+    }
+
+
 def test_image_names_as_other_systems_write_them(tmp_path):
     name = unicodedata.normalize("NFD", "café.png")
     folder = source(
