@@ -62,5 +62,5 @@ class CaptionedSource(Source):
         if not segments:
             raise Rejected("caption missing")
         image = Image(read_listed(path, self._images, self.rules))
-        document = Document(identity, f"{self.source.name}/{path}", (image, *segments))
+        document = Document(identity, f"{self.called}/{path}", (image, *segments))
         yield Converted(document, identity, split)

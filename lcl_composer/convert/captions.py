@@ -59,7 +59,7 @@ class Captions(Source):
         file, text = record
         caption = self._read_caption(text, report)
         image = Image(read_image(self._file(file), self.rules), floats=True)
-        document = Document(name, f"{self.source.name}/{name}", (image, Text(caption)))
+        document = Document(name, f"{self.called}/{name}", (image, Text(caption)))
         yield Converted(document, caption.casefold())
 
     def _file(self, name: str) -> Path:

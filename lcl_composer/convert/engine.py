@@ -55,12 +55,12 @@ def convert(
             (``tcp://host:8786``) or its scheduler file. All machines must share source and work folder.
 
     Raises:
-        ConfigError: If an option is out of range, or no scheduler answers.
+        ConfigError: If an option is out of range, ``out`` is no name, or no scheduler answers.
         DataError: If the source is not there or gives no document, ``out`` exists already, or a conversion
             with other settings was begun.
     """
     source.check()
-    _check_options(source, held_out, workers, shard_size)
+    _check_options(source, out, held_out, workers, shard_size)
     _check_cluster(cluster, workers, out, work)
     options = {**source.options(), "held_out": held_out, "shard_size": shard_size}
     report = ConversionReport(source.kind, str(source.source), options, package_versions())
@@ -118,7 +118,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_options(source: Source, held_out: float, workers: int | None, shard_size: int) -> None:
+def _check_options(source: Source, out: str, held_out: float, workers: int | None, shard_size: int) -> None:
+    if not is_remote(out) and Path(out).name in ("", ".."):
+        raise ConfigError(f"OUT is {out!r}, which names no new folder; use a name such as data/{source.kind}")
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out is {held_out}; use a share of the documents, 0 or more and below 1")
     if held_out and source.has_splits:

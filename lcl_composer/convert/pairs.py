@@ -20,7 +20,7 @@ class PairSource(Source):
 
     def pair(self, name: str, image: bytes, caption: str) -> Converted:
         """Return the sample of a pair: the image floats around its caption."""
-        document = Document(name, f"{self.source.name}/{name}", (Image(image, floats=True), Text(caption)))
+        document = Document(name, f"{self.called}/{name}", (Image(image, floats=True), Text(caption)))
         return Converted(document, caption.casefold())
 
 

@@ -175,7 +175,7 @@ def _is_here(url: SplitResult, root: Path) -> bool:
 
 
 def _is_site(root: Path, url: SplitResult) -> bool:
-    return root.name == url.netloc
+    return os.path.basename(os.path.abspath(root)) == url.netloc
 
 
 def _bases(url: SplitResult, root: Path, folders: Sequence[Path]) -> Iterator[Path]:

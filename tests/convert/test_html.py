@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -254,6 +255,9 @@ def test_wrong_folders_are_refused(tree, tmp_path):
         run(HTML(source), "s3://bucket/x", progress=False)
     with pytest.raises(ConfigError, match="held_out"):
         run(HTML(source), str(tmp_path / "out"), held_out=1.5, progress=False)
+    for out in ("", ".", "..", "/"):
+        with pytest.raises(ConfigError, match="names no new folder"):
+            run(HTML(source), out, progress=False)
 
 
 def test_images_are_fixed(tree, tmp_path):
@@ -285,3 +289,10 @@ def test_pages_of_all_parts_show_images(tree, tmp_path, monkeypatch):
     files |= {f"{i}.png": picture() for i in range(4)}
     report, _ = convert(tree(files), tmp_path)
     assert report.passed_over == {".png images that no page shows": 1}
+
+
+def test_the_folder_that_one_stands_in(tree, tmp_path, monkeypatch):
+    files = {"x.org/p.html": f"{PROSE}<img src='http://x.org/p.png'>", "x.org/p.png": picture()}
+    monkeypatch.chdir(tree(files) / "x.org")
+    _, documents = convert(Path(), tmp_path)
+    assert [document.source for document in documents.values()] == ["x.org/p.html"]
