@@ -107,7 +107,7 @@ BAD = {
     r"image_size is 32, but the preprocessor_config.json of .* gives 24 x 32 pixels": lambda f: _edit(
         f / PREPROCESSING, size=32, do_center_crop=True, crop_size={"height": 24, "width": 32}
     ),
-    r"the config.json of .* is damaged \(.*\); copy the folder anew": lambda f: (
+    r"the config.json of .* is damaged \(.*\); copy|have a `model_type` key in its config": lambda f: (
         f / "config.json"
     ).write_text("[1]"),
     r"the preprocessor_config.json of .* is damaged|names no image_mean": lambda f: (
