@@ -132,8 +132,8 @@ def _load(path: str | Path) -> dict[str, Any]:
         raise DataError(f"checkpoint {path}: {_instead_of_a_file(Path(path))}")
     if Path(path).suffix == ".safetensors":
         raise DataError(
-            f"checkpoint {path}: holds weights alone and is no checkpoint of a run; an exported encoder goes "
-            "into model.encoder: {name: exported, folder: ...}"
+            f"checkpoint {path}: holds weights alone and is no checkpoint of a run; to export it name "
+            "the folder, to train on from it set model.encoder: {name: exported, folder: ...}"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

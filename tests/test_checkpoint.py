@@ -121,6 +121,6 @@ def test_what_is_named_in_place_of_a_checkpoint(tmp_path: Path):
             read_model_state(folder)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(
-        DataError, match=r"model\.safetensors: holds weights alone .* exported encoder goes into"
+        DataError, match=r"model\.safetensors: holds weights alone .* to train on from it set"
     ):
         read_model_state(tmp_path / "model.safetensors")

@@ -86,7 +86,10 @@ def print_inspection(
     if page is None:
         print_survey(found, console)
         return
-    write_page(found, page)
+    try:
+        write_page(found, page)
+    except OSError as error:
+        raise ConfigError(f"inspect: --html {page}: cannot be written: {error.strerror}") from error
     console.print(
         f"{_printable(str(page))}: {len(found.shown)} documents shown. {scope(found)}", highlight=False
     )

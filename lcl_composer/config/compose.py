@@ -233,4 +233,7 @@ def _item(raw: Any, name: Any) -> Any:
 def _cause(error: Exception) -> str:
     text = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "it refers to itself"
     unset = re.search(r"Environment variable '(\w+)' not found", text)
-    return f"the environment variable {unset[1]} is not set, or empty; export it" if unset else text
+    if unset:
+        return f"the environment variable {unset[1]} is not set, or empty; export it"
+    nowhere = "Interpolation key" in text and "not found" in text
+    return f"{text}; only what a file or the command line sets can be referred to" if nowhere else text

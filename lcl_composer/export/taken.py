@@ -66,8 +66,8 @@ def take(run: str | Path, weights: Weights = "trained") -> Taken:
     """Read what is to be exported.
 
     Args:
-        run: ``runs/NAME``, of which the newest checkpoint is taken; a checkpoint, whole or sharded; or an
-            exported encoder.
+        run: ``runs/NAME`` or a folder of checkpoints, of which the newest is taken; a checkpoint, whole or
+            sharded; or an exported encoder.
         weights: ``trained``, or the average of the ``ema`` algorithm.
 
     Raises:
@@ -80,14 +80,15 @@ def take(run: str | Path, weights: Weights = "trained") -> Taken:
         return _of_checkpoint(path, weights)
     if (path / CONFIG_FILE).is_file() and (path / ENCODER_FILE).is_file():
         return _of_folder(path, weights)
-    return _of_checkpoint(_newest_checkpoint(path), weights, path)
+    run_folder = path if (path / "config.yaml").is_file() else None
+    return _of_checkpoint(_newest_checkpoint(path), weights, run_folder)
 
 
 def _newest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run folder, wherever its ``save_folder`` was."""
     config = run / "config.yaml"
     refuse_links(run, [config, run / "checkpoints"])
-    if found := _newest_in(run / "checkpoints"):
+    if found := _newest_in(run / "checkpoints") or _newest_in(run):
         return found
     if not config.is_file():
         raise DataError(

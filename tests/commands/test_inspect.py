@@ -49,6 +49,9 @@ def test_the_page_with_another_tokenizer(shapes, tmp_path):
     html = page.read_text(encoding="utf-8")
     assert html.count("<article") == 3
     assert "BPETokenizer" in html
+    arguments = ["inspect", str(shapes / "set"), "--html", str(tmp_path), "--documents", "1", "--sample", "1"]
+    done = CliRunner().invoke(app, arguments)
+    assert "cannot be written: Is a directory" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(

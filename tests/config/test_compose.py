@@ -178,6 +178,12 @@ def test_a_path_for_a_shell_is_refused() -> None:
     assert compose(BASE, ["save_folder=a~/$x"]).run.save_folder == "a~/$x"
 
 
+def test_a_default_cannot_be_referred_to() -> None:
+    assert "'precision' not found; only what a file or the command line sets can be" in problems(
+        BASE, "run_name=${precision}"
+    )
+
+
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LCL_EMPTY", "")
     found = problems(BASE, "save_folder=${oc.env:LCL_EMPTY}/x")

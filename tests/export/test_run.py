@@ -74,6 +74,7 @@ def test_a_run_whose_config_was_lost(run: Path, tmp_path: Path, text: str | None
     """As after a crash of the machine; the checkpoint has it."""
     (run / "config.yaml").unlink() if text is None else (run / "config.yaml").write_text(text)
     export_run(run, tmp_path / "out")
+    export_run(run / "checkpoints", tmp_path / "other")
 
 
 def test_a_checkpoint_is_exported_from_anywhere(
