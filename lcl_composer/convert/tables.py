@@ -33,6 +33,8 @@ def table_parts(root: Path, name: str, size: int = _PART_BYTES) -> Iterator[Part
         yield from columnar_parts(path, name)
         return
     try:
+        if not path.stat().st_size:
+            raise EOFError("empty")
         codec, guess = find_file_encoding(path)
         for start, end, line in split_lines(path, suffix_of(path.name) in _SEPARATED, size, codec):
             yield Part(f"{name}:{line}", (name,), [start, end, line, codec, guess])
@@ -54,6 +56,9 @@ def table_rows(
     name, path = part.files[0], root / part.files[0]
     here = part.name
     try:
+        if not path.stat().st_size:
+            report.break_file("file empty", name)
+            return
         if suffix_of(path.name) in COLUMNAR:
             rows = columnar_rows(path, name, columns, part.items, report)
         else:
@@ -81,6 +86,8 @@ def check_columns(path: Path, columns: list[str], hint: str = "") -> None:
         DataError: If it lacks one, or has several of its name.
     """
     try:
+        if not path.stat().st_size:
+            return
         if suffix_of(path.name) in COLUMNAR:
             found = read_schema(path).names
         elif suffix_of(path.name) in _SEPARATED:

@@ -196,10 +196,12 @@ def test_every_way_to_load_a_picture_gives_it_once(tree, tmp_path, way):
         f"<img src='{EMBEDDED}' data-src=gone.png>",
         "<img class=lazy src=grey.png><noscript><img src=gone.png></noscript>",
         "<img class=lazy src=placeholder.png>",
+        f"<img class=lazy src='{EMBEDDED}'>",
+        "<img class=lazyload src=plain.png data-id=7>",
     ],
 )
 def test_a_placeholder_is_never_kept(tree, tmp_path, image):
-    files = {"grey.png": GREY, "placeholder.png": GREY, "good.png": SMALL}
+    files = {"grey.png": GREY, "placeholder.png": GREY, "plain.png": GREY, "good.png": SMALL}
     page = f"<body>{'word ' * 20}<img src=good.png>{image}"
     report, documents = run(HTML(tree({"p.html": page, **files}), min_side=2), tmp_path)
     assert shown(documents["p.html"])[1:] == [SMALL]

@@ -86,3 +86,12 @@ def test_texts_that_are_stored_as_bytes(tmp_path):
     report, documents = run(Table(tmp_path / "set/t.parquet"), tmp_path)
     assert [shown(d)[1] for d in documents.values()] == ["a café", "ein Stück Brot für zwei"]
     assert report.named == {"encoding guessed: windows-1252": ["t.parquet:1"]}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "a.tsv"])
+def test_an_empty_file_is_counted_and_ends_nothing(tmp_path, name):
+    write(images(tmp_path) / "b.csv", [("r.png", "a red card")])
+    (tmp_path / "set" / name).touch()
+    report, documents = run(Table(tmp_path / "set"), tmp_path)
+    assert len(documents) == 1
+    assert report.named == {"file empty": [name]}
