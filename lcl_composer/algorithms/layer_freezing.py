@@ -58,15 +58,22 @@ class LayerFreezing(Scheduled):
         self._in_eval: set[str] = set()
 
     def check(self, model: Method) -> None:
-        """Refuse a part that is not there, and a run that would train nothing.
+        """Refuse a part that is not there, a run that would train nothing, and one that would freeze nothing.
 
         Raises:
-            ConfigError: If the method has no such part, or nothing besides those frozen for the whole run.
+            ConfigError: If the method has no such part, or nothing besides those frozen for the whole run, or
+                if no share comes to a layer.
         """
         if unknown := [part for part in self.parts if part not in model.parts]:
             raise ConfigError(
                 f"algorithms.layer_freezing.parts: the method {type(model).__name__} has no part "
                 f"{unknown[0]!r}; {did_you_mean(unknown[0], model.parts)}"
+            )
+        share = max(self.schedule.start, self.schedule.end)
+        counts = [len(layers_from_input(model.parts[part])) for part in self.parts]
+        if not any(round(share * count) for count in counts):
+            raise ConfigError(
+                f"algorithms.layer_freezing: {share:g} of {max(counts)} layers is none; raise start or end"
             )
         parts = {model.part_of(name) for name, p in model.named_parameters() if p.requires_grad}
         if self.schedule.start == self.schedule.end == 1 and parts <= set(self.parts):

@@ -47,10 +47,11 @@ class PatchDropout(Scheduled):
         self._keep: KeepPatches | None = None
 
     def check(self, model: Method) -> None:
-        """Refuse an encoder whose patches cannot be dropped.
+        """Refuse an encoder whose patches cannot be dropped, and a share that comes to no patch.
 
         Raises:
-            ConfigError: If the encoder is no timm VisionTransformer, or drops patches already.
+            ConfigError: If the encoder is no timm VisionTransformer, or drops patches already, or none would
+                be dropped.
         """
         backbone = model.encoder.backbone
         if not isinstance(backbone, VisionTransformer):
@@ -61,6 +62,10 @@ class PatchDropout(Scheduled):
             raise ConfigError(
                 "algorithms.patch_dropout: the encoder has a patch_drop_rate already; remove it"
             )
+
+        patches, most = backbone.patch_embed.num_patches, max(self.schedule.start, self.schedule.end)
+        if most and left_over(patches, most) == patches:
+            raise ConfigError(f"algorithms.patch_dropout: {most:g} of {patches} patches is none; raise rate")
 
     def prepare(self, model: Method) -> None:
         """Put the module into timm's place for it."""
@@ -73,6 +78,11 @@ class PatchDropout(Scheduled):
         assert self._keep is not None
         self._keep.rate = value
         return value
+
+
+def left_over(patches: int, rate: float) -> int:
+    """How many patches are left where a share is dropped."""
+    return max(1, round(patches * (1 - rate)))
 
 
 class KeepPatches(nn.Module):
@@ -91,7 +101,7 @@ class KeepPatches(nn.Module):
         """[I, prefix + K, W] -> [I, prefix + K', W]."""
         images, length, width = tokens.shape
         patches = length - self.prefix
-        count = max(1, round(patches * (1 - self.rate)))
+        count = left_over(patches, self.rate)
         if not self.training or count == patches:
             self.report(None)
             return tokens

@@ -16,7 +16,15 @@ from lcl_composer.config.schema import RunConfig, StreamConfig
 from lcl_composer.config.yaml_file import Key
 from lcl_composer.errors import ConfigError, one_line
 from lcl_composer.json_data import load_json
-from lcl_composer.registry import algorithms, callbacks, loggers, methods, optimizers, schedulers
+from lcl_composer.registry import (
+    algorithms,
+    callbacks,
+    generators,
+    loggers,
+    methods,
+    optimizers,
+    schedulers,
+)
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -81,6 +89,9 @@ def _problems(run: RunConfig, device: Device) -> Iterator[tuple[Key, str]]:
     yield from _optimizer_problems(run, device)
     refused = list(_refusals(("scheduler",), schedulers, run.scheduler.spec()))
     yield from refused or _schedule_problems(run)
+    for part in ("train", "eval"):
+        if (stream := getattr(run.data, part)) is not None and stream.generate is not None:
+            yield from _refusals(("data", part, "generate"), generators, stream.generate.spec())
     # Not the evaluations: they open folders that the run may yet make.
     tables = {"algorithms": algorithms, "callbacks": callbacks, "loggers": loggers}
     for section, table in tables.items():

@@ -7,6 +7,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from lcl_composer.algorithms.layer_freezing import LayerFreezing, create_missing_state, layers_from_input
+from lcl_composer.errors import ConfigError
 from tests.algorithms.training import logged, make_trainer, weights
 from tests.models.tiny import tiny_encoder, tiny_language_model, tiny_model
 
@@ -99,3 +100,6 @@ def test_settings() -> None:
         LayerFreezing([])
     with pytest.raises(ValueError, match="are shares"):
         LayerFreezing(["encoder"], start=2)
+    with pytest.raises(ConfigError, match=r"layer_freezing: 0\.01 of \d+ layers is none; raise start or end"):
+        LayerFreezing(["encoder"], start=0.01, end=0.01).check(tiny_model())
+    LayerFreezing(["encoder"], start=1, end=0).check(tiny_model())

@@ -67,5 +67,9 @@ def test_other_encoders_are_refused() -> None:
     model.encoder = TimmEncoder("resnet18", image_size=64)
     with pytest.raises(ConfigError, match="takes a timm VisionTransformer, not ResNet"):
         PatchDropout(0.5).check(model)
+    with pytest.raises(ConfigError, match=r"patch_dropout: 0\.01 of 4 patches is none; raise rate"):
+        PatchDropout(0.01).check(tiny_model())
+    PatchDropout(0.0).check(tiny_model())
+    PatchDropout(0.01, end=0.5).check(tiny_model())
     with pytest.raises(ValueError, match="below 1"):
         PatchDropout(1.0)

@@ -26,7 +26,7 @@ CASES: dict[str, Callable[[], list[Algorithm]]] = {
     "temperature_warmup_under_way": lambda: [ContrastiveTemperature("warmup", 0.1, 0.05, until="3ba")],
     "temperature_linear": lambda: [ContrastiveTemperature("linear", start=0.1, end=0.05)],
     "weight": lambda: [ContrastiveWeight(1, 0, until="3ba")],
-    "ema": lambda: [EMA("2ba", update_interval="2ba", begin="1ba")],
+    "ema": lambda: [EMA("2ba", update_interval="2ba", begin="2ba")],
     "ema_of_the_encoder": lambda: [EMA("2ba", part="encoder", export=False)],
     "grad_cache": lambda: [GradCache()],
     "clipping": lambda: [GradientClipping("norm", 0.1)],

@@ -48,6 +48,7 @@ def problem(*overrides: str, device: Device = "cpu") -> str:
             "scheduler={name: polynomial_with_warmup, t_warmup: 2ba, power: -1.0}",
             "scheduler: does not go with max_duration 7ep: 0.0 cannot be raised to a negative power",
         ),
+        ("data.train.generate.documents=0", "data.train.generate: shapes: documents=0, "),
         ("scheduler.t_warmup=-4ba", "scheduler.t_warmup: must not be negative"),
         ("scheduler.t_max=100ba", "scheduler: does not go with max_duration 7ep: t_max"),
         ("optimizer={name: adam, capturable: true}", "optimizer: with these settings a step fails: If ca"),
