@@ -77,8 +77,9 @@ def test_a_line_without_end_in_a_zip_is_passed_over(tmp_path: Path) -> None:
     text = b" " * (MAX_LINE + (1 << 20)) + b"x\n" + b"[" * 100_000 + b"\n{}\n"
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, text)
+    report = ConversionReport("mmc4", "x", {})
     with (tmp_path / "x.zip").open("rb") as packed:
-        lines = [line for _, line in _shard_lines(packed, zipped=True)]
+        lines = [line for _, line in _shard_lines(packed, "x.zip", report)]
     read = [line for line in lines if isinstance(line, bytes)]
     assert max(map(len, read)) <= MAX_LINE
     assert read[-1] == b"{}\n"
