@@ -18,7 +18,7 @@ from lcl_composer.data.document import Document, Text
 from lcl_composer.data.shared_memory import mend_numbers
 
 #: Made-up records in the published layouts, beside a developer's checkout only.
-FORMATS = Path(__file__).resolve().parents[4] / "shared" / "formats"
+FORMATS = Path(__file__).resolve().parents[3] / "shared" / "formats"
 needs_formats = pytest.mark.skipif(not FORMATS.is_dir(), reason="no published formats beside the repository")
 
 
