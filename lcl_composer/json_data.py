@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -18,3 +19,12 @@ def load_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the JSON mapping in a file of notes that one can do without; empty where it cannot be had."""
+    try:
+        found = load_json(path.read_text())
+    except (OSError, ValueError):  # gone, or half-written
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from lcl_composer.checkpoint import Begun, check_whole, read_begun
 from lcl_composer.errors import DataError, LCLError
-from lcl_composer.json_data import load_json
+from lcl_composer.json_data import load_json, read_mapping
 from lcl_composer.remote_checkpoints import RemoteCheckpoints
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class RunFolder:
         """Keep the metrics of a launch that came to no checkpoint; refuse if one has been lost."""
         note = self.folder / _NEWEST
         if note.is_file():
-            newest = _read(note)
+            newest = read_mapping(note)
             raise LCLError(
                 f"{self.folder} was trained to batch {newest.get('batch', '?')}, and its checkpoint "
                 f"{newest.get('path', '(unknown)')} is not in save_folder {self.checkpoints}: set "
@@ -249,15 +249,6 @@ def next_free(path: Path) -> Path:
     pattern = re.compile(re.escape(path.name).replace(r"\{\}", r"(\d+)"))
     found = [pattern.fullmatch(name) for name in os.listdir(path.parent)] if path.parent.is_dir() else []
     return path.with_name(path.name.format(1 + max((int(match[1]) for match in found if match), default=0)))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON mapping; empty where the file is damaged."""
-    try:
-        found = load_json(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

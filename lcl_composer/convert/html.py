@@ -111,8 +111,8 @@ class HTML(Interleaved):
                 if known and (is_stand_in(url) or (url.startswith("data:") and len(url) < _LEAST_EMBEDDED)):
                     raise Rejected("only a placeholder")
                 data = read_picture(_absolute(url, base), self.source, self.rules, [folder])
-                doubtful = url in image.stand_ins and (known or image.lazy)
-                if (doubtful or is_stand_in(url)) and is_blank(data):
+                doubtful = known or (image.lazy and url in image.stand_ins) or is_stand_in(url)
+                if doubtful and is_blank(data):
                     raise Rejected("only a placeholder")
                 return data
             except Rejected as reason:

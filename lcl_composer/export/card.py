@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lcl_composer.export.taken import Taken
-from lcl_composer.json_data import load_json
+from lcl_composer.json_data import read_mapping
 from lcl_composer.links import leads_out
 
 #: The library that the Hub names beside a model.
@@ -138,10 +138,6 @@ def _trained_by(taken: Taken) -> Iterator[str]:
 
 
 def _read(run: Path | None, name: str) -> dict[str, Any]:
-    if run is None or not (run / name).is_file() or leads_out(run / name, run):
+    if run is None or leads_out(run / name, run):
         return {}
-    try:
-        found = load_json((run / name).read_text())
-    except ValueError:  # half-written; the card does without
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_mapping(run / name)
